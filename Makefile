@@ -1,0 +1,88 @@
+# make demo, make test: complete on a fresh machine with Python, a C++ compiler and a package index.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+NEWEST_TORCH ?= torch
+
+VENV := .venv
+BIN := $(VENV)/bin
+# A second environment with the newest torch, for what must not depend on the torch of the build.
+NEWEST := .venv-newest
+BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.24" ninja
+NATIVE := CMakeLists.txt setup.py $(shell find cmake csrc -type f -not -name '*.pyc')
+CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+# One line a package in place of pip's progress bars.
+PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
+
+.PHONY: help install demo test bench lint format types test-abi cuda clean
+
+help:
+	@echo "make demo      train, evaluate and report on text found on this machine (runs/demo)"
+	@echo "make test      the tests"
+	@echo "make bench     the benchmarks"
+	@echo "make lint      ruff, clang-format; make format applies them"
+	@echo "make types     mypy"
+	@echo "make test-abi  one wheel under two versions of torch"
+	@echo "make cuda      compile the CUDA library (needs a CUDA toolkit, no GPU)"
+	@echo "make clean     remove builds and environments"
+	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH) choose the interpreter and the torch of $(VENV)"
+
+$(VENV)/.torch:
+	@echo "== $(VENV): $(TORCH)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(BUILD_TOOLS) "$(TORCH)" numpy $(PROGRESS)
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
+	@echo "== $(VENV): consistentee, editable"
+	$(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
+	@touch $@
+
+install: $(VENV)/.installed
+
+demo: install
+	$(BIN)/consistentee demo --output runs/demo
+
+test: install
+	$(BIN)/python -m pytest
+
+bench: install
+	$(BIN)/python -m pytest bench/ --benchmark-only
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+types: install
+	$(BIN)/mypy
+
+$(NEWEST)/.torch:
+	@echo "== $(NEWEST): $(NEWEST_TORCH)"
+	$(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/pip install "$(NEWEST_TORCH)" "transformers>=5" numpy $(PROGRESS)
+	@touch $@
+
+test-abi: install $(NEWEST)/.torch
+	rm -rf build/abi build/lib*
+	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir build/abi . $(PROGRESS)
+	$(BIN)/pip install --no-deps --target build/abi/site build/abi/*.whl $(PROGRESS)
+	PYTHONPATH=build/abi/site $(BIN)/python tests/abi_check.py
+	PYTHONPATH=build/abi/site $(NEWEST)/bin/python tests/abi_check.py
+
+cuda: install
+	PATH="$(abspath $(BIN)):$$PATH" CONSISTENTEE_FORCE_CUDA=1 \
+	  cmake -S . -B build/cuda -G Ninja --fresh -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCONSISTENTEE_WERROR=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda
+
+clean:
+	rm -rf build dist *.egg-info $(VENV) $(NEWEST) consistentee_ext/*.so consistentee_ext/not_built.txt

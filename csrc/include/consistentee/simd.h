@@ -1,0 +1,9 @@
+// The instruction set the CPU kernels use, chosen once when the library is loaded.
+#pragma once
+
+namespace consistentee {
+
+// "avx512", "avx2" or "baseline". CONSISTENTEE_SIMD in the environment lowers it, never raises it.
+const char* simd_level();
+
+}  // namespace consistentee

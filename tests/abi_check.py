@@ -1,0 +1,38 @@
+"""One exit step of the installed consistentee, native against reference: a script, not a test."""
+
+from __future__ import annotations
+
+import torch
+
+import consistentee_ext
+from consistentee_ext import _C, ops
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+
+def main() -> None:
+    torch.manual_seed(0)
+    rows, hidden_size, classes = 5, 19, 3
+    cu_seqlens = torch.tensor([0, 3, 4, 9, 11, 18], dtype=torch.int32)
+    batch = PackedBatch(torch.randn(18, hidden_size), cu_seqlens, torch.arange(rows))
+    pooled = torch.randn(rows, hidden_size)
+    weights = HeadWeights(torch.randn(classes, hidden_size), torch.randn(classes))
+    decision = ExitDecision("confidence", threshold=0.9, layer=2, max_streak=3, last=False)
+    results = {}
+    for backend in ("cpu", "torch"):
+        state = ExitState.empty(rows, classes)
+        survivors = ops.exit_step(batch, pooled, weights, decision, state, backend)
+        results[backend] = (*survivors, *state)
+    for native, reference in zip(results["cpu"], results["torch"], strict=True):
+        torch.testing.assert_close(native, reference, rtol=1e-5, atol=1e-5)
+    stayed = results["cpu"][2].numel()
+    assert 0 < stayed < rows, "the check wants rows that leave and rows that stay"
+
+    built = _C.build_info()
+    print(f"consistentee {built['version']} at {consistentee_ext.__file__}")
+    print(f"built against torch {built['torch_version']}, runs under {torch.__version__}")
+    print(f"exit step: {rows - stayed} of {rows} rows left, native equals reference")
+    print(consistentee_ext.backend_report())
+
+
+if __name__ == "__main__":
+    main()
