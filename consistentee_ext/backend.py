@@ -1,0 +1,85 @@
+"""Which backends can run here, which one does, and why the others do not."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+BACKENDS = ("cuda", "triton", "cpu", "torch")
+ENVIRONMENT_VARIABLE = "CONSISTENTEE_BACKEND"
+
+
+@dataclass(frozen=True)
+class Availability:
+    """Whether a backend can run on a device here; ``reason`` says why not, or what it is."""
+
+    usable: bool
+    reason: str
+
+
+def _load_native() -> Availability:
+    """Load the compiled ops; why a library that is there does not load is worth telling."""
+    try:
+        module = importlib.import_module("consistentee_ext._C")
+    except ModuleNotFoundError:
+        note = Path(__file__).with_name("not_built.txt")  # setup.py's, where it built none
+        reason = note.read_text(encoding="utf-8").strip() if note.is_file() else "no build ran here"
+        return Availability(False, f"the C++ extension is not built: {reason}")
+    except ImportError as error:
+        return Availability(False, f"the C++ extension does not load: {error}")
+    return Availability(True, f"C++ ops, {module.build_info()['simd_level']} kernels")
+
+
+_NATIVE = _load_native()
+
+
+def availability(backend: str, device: torch.device) -> Availability:
+    """Whether `backend` can run on tensors of `device`."""
+    if backend == "torch":
+        return Availability(True, "pure PyTorch")
+    if backend == "cpu":
+        if device.type != "cpu":
+            return Availability(False, f"runs on cpu tensors, not on {device.type}")
+        return _NATIVE
+    return Availability(False, "this version has no kernels for it")
+
+
+def select_backend(device: torch.device, requested: str | None = None) -> str:
+    """The backend for `device`: the one asked for, or the first usable of cuda, triton, cpu, torch.
+
+    Args:
+        requested: a backend's name; None reads ``CONSISTENTEE_BACKEND`` and, where that is unset,
+            chooses.
+
+    Raises:
+        ValueError: no such backend.
+        RuntimeError: the backend asked for cannot run here; the message says why.
+    """
+    asked = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if asked is None:
+        return next(name for name in BACKENDS if availability(name, device).usable)
+    if asked not in BACKENDS:
+        source = "backend" if requested else ENVIRONMENT_VARIABLE
+        raise ValueError(f"{source}: expected one of {BACKENDS}, got {asked!r}")
+    found = availability(asked, device)
+    if not found.usable:
+        raise RuntimeError(f"backend {asked!r} cannot run on {device}: {found.reason}")
+    return asked
+
+
+def backend_report(device: torch.device | str | None = None) -> str:
+    """One line a backend: whether it runs on `device` (default: cuda, else cpu), and why."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(device)
+    chosen = select_backend(device)
+    lines = [f"device {device}: backend {chosen}"]
+    for name in BACKENDS:
+        found = availability(name, device)
+        mark = "*" if name == chosen else " "
+        lines.append(f"{mark} {name:<6} {'yes' if found.usable else 'no ':<3} {found.reason}")
+    return "\n".join(lines)

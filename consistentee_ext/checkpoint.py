@@ -1,0 +1,138 @@
+"""Loads a checkpoint for inference: safetensors only, no remote code, every weight checked."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Set
+from types import SimpleNamespace
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+)
+from transformers.utils import cached_file, logging
+
+from consistentee_ext.heads import ExitRule, build_exit_heads
+
+SUPPORTED = ("consistentee", "bert")
+
+
+class EarlyExitModel(nn.Module):
+    """An encoder and its exit heads, as a ConsistentEE checkpoint holds them.
+
+    ``backbone.*`` and ``heads.{i}.*`` are the names in ``model.safetensors``; `config` has the
+    fields of ``config.json`` that the engine reads.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        common = PreTrainedConfig(**{k: config[k] for k in ("id2label", "label2id") if k in config})
+        num_labels = len(common.id2label or {})
+        self.config = SimpleNamespace(
+            **{
+                key: config[key]
+                for key in ("pooling", "policy_input", "policy_size", "criterion", "threshold")
+            },
+            num_labels=num_labels,
+            id2label=common.id2label,
+            label2id=common.label2id,
+            model_type="consistentee",
+        )
+        backbone_config = AutoConfig.for_model(**config["backbone"])
+        if backbone_config.model_type != "bert":
+            raise ValueError(
+                f"backbone: expected model_type 'bert', got {backbone_config.model_type!r}"
+            )
+        ExitRule(config["criterion"], config["threshold"])  # raises
+        self.backbone = AutoModel.from_config(backbone_config)
+        self.backbone.pooler = None
+        self.heads = build_exit_heads(
+            backbone_config.hidden_size,
+            backbone_config.num_hidden_layers,
+            num_labels,
+            self.config.policy_input,
+            self.config.policy_size,
+        )
+
+
+def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
+    """The model in a local folder or on the hub, ready for `FastEarlyExitEncoder`.
+
+    Raises:
+        ValueError: a config of another model type, or weights that are missing, reshaped or
+            unknown.
+        OSError: no such folder or file.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    model_type = config.get("model_type")
+    if model_type not in SUPPORTED:
+        raise ValueError(
+            f"{name_or_path}: expected a config of model_type {' or '.join(SUPPORTED)}, "
+            f"got {model_type!r}"
+        )
+    if model_type == "bert":
+        return _load_bert(name_or_path)
+    try:
+        model = EarlyExitModel(config)
+    except KeyError as error:
+        raise ValueError(f"{name_or_path}: config.json has no field {error}") from None
+    file = cached_file(name_or_path, "model.safetensors")
+    assert file is not None  # a missing file raises
+    weights = load_file(file)
+    expected = model.state_dict()
+    _check_fit(
+        name_or_path,
+        missing=expected.keys() - weights.keys(),
+        unknown=weights.keys() - expected.keys(),
+        reshaped={
+            name
+            for name in expected.keys() & weights.keys()
+            if expected[name].shape != weights[name].shape
+        },
+    )
+    model.load_state_dict(weights)
+    return model.eval()
+
+
+def _load_bert(name_or_path: str | os.PathLike[str]) -> nn.Module:
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # the table of misfits it would log is our error, in one line
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            name_or_path,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+    _check_fit(
+        name_or_path,
+        missing=info["missing_keys"],
+        unknown=set(),
+        reshaped={str(name) for name, *_ in info["mismatched_keys"]},
+    )
+    return model.eval()
+
+
+def _check_fit(
+    name_or_path: str | os.PathLike[str], missing: Set[str], unknown: Set[str], reshaped: Set[str]
+) -> None:
+    """Raise, in one line, unless the weights are those of the config."""
+    found = {"missing": missing, "unknown": unknown, "of another shape": reshaped}
+    parts = []
+    for what, names in found.items():
+        first = sorted(names)[:3]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        if names:
+            parts.append(f"{what}: {', '.join(first)}{more}")
+    if parts:
+        raise ValueError(
+            f"{name_or_path}: expected the weights that config.json describes; {'; '.join(parts)}"
+        )

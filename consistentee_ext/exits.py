@@ -1,0 +1,119 @@
+"""The exits of a model, ready to run: which layers have one, their weights, the rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consistentee_ext import ops
+from consistentee_ext.heads import ExitHead, Policy, check_threshold
+from consistentee_ext.linear import Linear
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The exit of one layer: pooling, the pooler's product, and what the exit step reads."""
+
+    pooling: str
+    pooler: Linear
+    weights: HeadWeights
+
+    @classmethod
+    def from_modules(
+        cls,
+        pooling: str,
+        pooler: nn.Linear,
+        classifier: nn.Linear,
+        policy: Policy | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Exit:
+        """The pooler in `dtype`; classifier and policy, which are small, in float32."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device, torch.float32).contiguous()
+
+        policy_weights: tuple[Any, ...] = ()
+        if policy is not None:
+            policy_weights = (
+                exact(policy.dense.weight),
+                exact(policy.dense.bias),
+                exact(policy.score.weight).view(-1),
+                exact(policy.score.bias),
+                policy.policy_input,
+            )
+        return cls(
+            pooling,
+            Linear(
+                pooler.weight.detach().to(device, dtype), pooler.bias.detach().to(device, dtype)
+            ),
+            HeadWeights(exact(classifier.weight), exact(classifier.bias), *policy_weights),
+        )
+
+    def step(
+        self, batch: PackedBatch, decision: ExitDecision, results: ExitState, backend: str
+    ) -> PackedBatch:
+        """Pool, classify, decide, write the results; returns the rows that stay."""
+        if self.pooling == "mean":
+            pooled = ops.mean_pool(batch, backend)
+        else:
+            pooled = batch.hidden[batch.cu_seqlens[:-1]]
+        return ops.exit_step(batch, self.pooler(pooled), self.weights, decision, results, backend)
+
+
+def model_exits(model: Any, dtype: torch.dtype, device: torch.device) -> dict[int, Exit]:
+    """The exits of a model by layer (1-based); a plain BERT classifier has one, at the last."""
+    if hasattr(model, "heads"):
+        heads: Sequence[ExitHead] = model.heads
+        return {
+            layer: Exit.from_modules(
+                model.config.pooling, head.pooler, head.classifier, head.policy, dtype, device
+            )
+            for layer, head in enumerate(heads, start=1)
+        }
+    return {
+        model.config.num_hidden_layers: Exit.from_modules(
+            "cls", model.bert.pooler.dense, model.classifier, None, dtype, device
+        )
+    }
+
+
+def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers at which rows may leave, ascending; the last layer is always one of them."""
+    last = max(available)
+    if chosen is None:
+        return tuple(sorted(available))
+    if not isinstance(chosen, Sequence):
+        raise TypeError(
+            f"exit_layers: expected a sequence of integers, got {type(chosen).__name__}"
+        )
+    unknown = [layer for layer in chosen if layer not in available]
+    if unknown:
+        raise ValueError(f"exit_layers: expected some of {sorted(available)}, got {unknown[0]!r}")
+    return tuple(sorted({*chosen, last}))
+
+
+def resolve_thresholds(
+    value: float | Sequence[float] | Mapping[int, float], early: Sequence[int]
+) -> dict[int, float]:
+    """One threshold an early exit layer, from one number, one a layer in order, or by layer."""
+    if isinstance(value, Mapping):
+        if sorted(value) != sorted(early):
+            raise ValueError(
+                f"threshold: expected one for each of the exit layers {list(early)}, "
+                f"got layers {list(value)}"
+            )
+        return {layer: check_threshold(value[layer]) for layer in early}
+    if not isinstance(value, (int, float, str)) and isinstance(value, Sequence):
+        if len(value) != len(early):
+            raise ValueError(
+                f"threshold: expected {len(early)} numbers, one for each of the exit layers "
+                f"{list(early)}, got {len(value)}"
+            )
+        return {layer: check_threshold(t) for layer, t in zip(early, value, strict=True)}
+    return dict.fromkeys(early, check_threshold(value))

@@ -1,0 +1,160 @@
+"""Checks what the caller gave and drops the padding before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from consistentee_ext.reference import pack
+
+
+class Limits(NamedTuple):
+    """What a model accepts."""
+
+    vocab_size: int
+    type_vocab_size: int
+    max_positions: int
+
+
+class PackedInputs(NamedTuple):
+    """Tokens of B rows: ``ids``, ``types``, ``positions`` ``[T]`` int64, ``cu_seqlens [B+1]``
+    int32.
+    """
+
+    ids: Tensor
+    types: Tensor
+    positions: Tensor
+    cu_seqlens: Tensor
+
+
+def _check_integer_matrix(name: str, tensor: object, shape: torch.Size | None) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected an integer tensor [B, S], got {type(tensor).__name__}")
+    if tensor.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name}: expected int64 or int32, got {tensor.dtype}")
+    if tensor.dim() != 2:
+        raise ValueError(f"{name}: expected shape [B, S], got {tuple(tensor.shape)}")
+    if shape is not None and tensor.shape != shape:
+        raise ValueError(
+            f"{name}: expected the shape of input_ids, {tuple(shape)}, got {tuple(tensor.shape)}"
+        )
+    return tensor
+
+
+def _check_mask(mask: object, shape: torch.Size) -> Tensor:
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask: expected a tensor [B, S], got {type(mask).__name__}")
+    if mask.shape != shape:
+        raise ValueError(
+            f"attention_mask: expected the shape of input_ids, {tuple(shape)}, "
+            f"got {tuple(mask.shape)}"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask: expected only 0 and 1, got other values")
+    return mask
+
+
+def _check_range(name: str, values: Tensor, size: int, what: str) -> None:
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high >= size:
+        wrong = low if low < 0 else high
+        raise ValueError(f"{name}: expected {what} from 0 to {size - 1}, got {wrong}")
+
+
+def pack_inputs(
+    input_ids: object,
+    attention_mask: object | None,
+    token_type_ids: object | None,
+    limits: Limits,
+    device: torch.device,
+) -> PackedInputs:
+    """The unmasked tokens of ``input_ids [B, S]`` side by side.
+
+    A token keeps the position it had in its padded row, so a mask with zeros in front or in between
+    gives what the padded model gives.
+
+    Raises:
+        TypeError, ValueError: see the messages; each names the argument, what was expected, what
+        came.
+    """
+    ids = _check_integer_matrix("input_ids", input_ids, None)
+    mask = (
+        torch.ones_like(ids) if attention_mask is None else _check_mask(attention_mask, ids.shape)
+    )
+    types = (
+        torch.zeros_like(ids)
+        if token_type_ids is None
+        else _check_integer_matrix("token_type_ids", token_type_ids, ids.shape)
+    )
+    for name, tensor in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", types)):
+        if tensor.device != device:
+            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
+    rows, width = ids.shape
+    if rows == 0:
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return PackedInputs(empty, empty, empty, torch.zeros(1, dtype=torch.int32, device=device))
+    lengths = mask.sum(dim=1)
+    if width == 0 or not bool((lengths > 0).all()):
+        row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
+        raise ValueError(
+            f"attention_mask: expected at least one token a row, got none in row {row}"
+        )
+    columns = torch.arange(width, device=device).expand(rows, width)
+    stacked, cu_seqlens = pack(torch.stack((ids.long(), types.long(), columns), dim=-1), mask)
+    packed_ids, packed_types, positions = stacked.unbind(dim=1)
+    longest = int(positions.max()) + 1
+    if longest > limits.max_positions:
+        raise ValueError(
+            f"input_ids: expected at most {limits.max_positions} positions, got {longest}"
+        )
+    _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
+    _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
+    return PackedInputs(packed_ids, packed_types, positions, cu_seqlens)
+
+
+class TokenRows(NamedTuple):
+    """Tokens of N rows of any length, as lists: ids and segment ids."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+
+
+def tokenize(texts: object, tokenizer: Any, max_length: int) -> TokenRows:
+    """Tokens of N texts or pairs of texts, cut at `max_length`.
+
+    Raises:
+        TypeError: `texts` is no sequence of strings, nor of pairs of strings.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(
+            f"texts: expected a sequence of strings or of pairs, got {type(texts).__name__}"
+        )
+    if not texts:
+        return TokenRows([], [])
+    paired = not isinstance(texts[0], str)
+    for row, text in enumerate(texts):
+        parts = text if paired else (text,)
+        ok = isinstance(parts, (tuple, list)) and len(parts) == (2 if paired else 1)
+        if not ok or not all(isinstance(part, str) for part in parts):
+            wanted = "a pair of strings" if paired else "a string"
+            raise TypeError(f"texts: expected {wanted} in row {row}, got {type(text).__name__}")
+    columns = [list(column) for column in zip(*texts, strict=True)] if paired else [list(texts)]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+    ids = encoded["input_ids"]
+    return TokenRows(ids, encoded.get("token_type_ids") or [[0] * len(row) for row in ids])
+
+
+def pack_rows(rows: TokenRows, chosen: Sequence[int], device: torch.device) -> PackedInputs:
+    """The chosen rows side by side."""
+    lengths = [len(rows.ids[row]) for row in chosen]
+    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    def join(lists: list[list[int]]) -> Tensor:
+        return torch.tensor(list(chain.from_iterable(lists[row] for row in chosen)), device=device)
+
+    positions = torch.tensor(list(chain.from_iterable(map(range, lengths))), device=device)
+    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets.to(device))

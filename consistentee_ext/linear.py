@@ -1,0 +1,46 @@
+"""Linear layers for inference; the one file that names torch's private oneDNN operations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# In float32 torch's own CPU product does not use AVX-512 on every processor that has it; oneDNN
+# with
+# weights packed once does, and fuses bias and GELU.
+_ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _onednn_available() -> bool:
+    if not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return all(hasattr(torch.ops.mkldnn, name) for name in names)
+
+
+class Linear:
+    """``y = gelu?(x W^T + b)`` for ``x [T, I]``, ``weight [O, I]``, ``bias [O]``.
+
+    On CPU tensors in float32 and bfloat16 the weight is packed once for oneDNN, where torch has it;
+    elsewhere the product is `torch.nn.functional.linear`.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, gelu: bool = False) -> None:
+        self.bias = bias
+        self.gelu = gelu
+        self.packed = (
+            weight.device.type == "cpu" and weight.dtype in _ONEDNN_DTYPES and _onednn_available()
+        )
+        self.weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self.packed else weight
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed:
+            activation, algorithm = ("gelu", "none") if self.gelu else ("none", "")
+            return torch.ops.mkldnn._linear_pointwise(
+                x, self.weight, self.bias, activation, [], algorithm
+            )
+        y = F.linear(x, self.weight, self.bias)
+        return F.gelu(y) if self.gelu else y

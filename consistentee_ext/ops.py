@@ -1,0 +1,142 @@
+"""The engine's operations: checked arguments, then the backend asked for.
+
+`consistentee_ext.reference` says what each one computes. On the ``torch`` backend it is also what
+runs; on ``cpu`` the C++ op of the same name does.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consistentee_ext import reference
+from consistentee_ext.backend import availability
+from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def _check(name: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+    if tensor.dtype not in dtypes:
+        wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+        raise TypeError(
+            f"{name}: expected {wanted}, got {str(tensor.dtype).removeprefix('torch.')}"
+        )
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(tensor.shape)}")
+
+
+def _check_batch(batch: PackedBatch) -> None:
+    hidden, cu_seqlens, row_ids = batch
+    if not isinstance(hidden, Tensor) or hidden.dim() != 2:
+        raise ValueError("batch.hidden: expected a tensor of shape [T, H]")
+    _check("batch.hidden", hidden, tuple(hidden.shape), *FLOAT_DTYPES)
+    _check("batch.row_ids", row_ids, (row_ids.numel(),), torch.int64)
+    _check("batch.cu_seqlens", cu_seqlens, (row_ids.numel() + 1,), torch.int32)
+    for name, tensor in (("cu_seqlens", cu_seqlens), ("row_ids", row_ids)):
+        if tensor.device != hidden.device:
+            raise ValueError(f"batch.{name}: expected device {hidden.device}, got {tensor.device}")
+
+
+def mean_pool(batch: PackedBatch, backend: str) -> Tensor:
+    """The mean of each row's tokens, ``[B, H]`` in the dtype of ``batch.hidden``."""
+    _check_batch(batch)
+    if backend == "torch":
+        return reference.pool(batch.hidden, batch.cu_seqlens, "mean")
+    return torch.ops.consistentee.mean_pool(batch.hidden, batch.cu_seqlens)
+
+
+def compact(batch: PackedBatch, keep: Tensor, backend: str) -> PackedBatch:
+    """The rows of `batch` where ``keep [B]`` bool is true, in their order."""
+    _check_batch(batch)
+    _check("keep", keep, tuple(batch.row_ids.shape), torch.bool)
+    if backend == "torch":
+        return reference.compact(batch, keep)
+    return PackedBatch(*torch.ops.consistentee.compact(*batch, keep))
+
+
+def exit_step(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+    backend: str,
+) -> PackedBatch:
+    """Classify B rows, decide which leave, write their results; returns the batch that stays.
+
+    ``state = tanh(pooled)``, ``logits = C state + c``, and a row leaves where its score is above
+    the threshold, or at the last layer (`consistentee_ext.reference.exit_step`).
+
+    Args:
+        batch: B rows; ``row_ids`` index `results`.
+        pooled: ``[B, H]`` in the dtype of ``batch.hidden``: the pooler's product ``W x + b``.
+        weights: of the layer's head, float32.
+        decision: criterion, threshold and layer.
+        results: of the N rows, written in place.
+        backend: ``"cpu"`` or ``"torch"``.
+
+    Raises:
+        TypeError, ValueError: a tensor of another dtype, shape or device than stated.
+    """
+    _check_batch(batch)
+    rows, hidden_size = batch.row_ids.numel(), batch.hidden.shape[1]
+    _check("pooled", pooled, (rows, hidden_size), batch.hidden.dtype)
+    if results.logits.dim() != 2:
+        raise ValueError(
+            f"results.logits: expected shape [N, C], got {tuple(results.logits.shape)}"
+        )
+    total, classes = results.logits.shape
+    _check("results.logits", results.logits, (total, classes), torch.float32)
+    _check("classifier_weight", weights.classifier_weight, (classes, hidden_size), torch.float32)
+    _check("classifier_bias", weights.classifier_bias, (classes,), torch.float32)
+    if decision.criterion not in CRITERIA:
+        raise ValueError(f"criterion: expected one of {CRITERIA}, got {decision.criterion!r}")
+    if backend == "torch":
+        return reference.exit_step(batch, pooled, weights, decision, results)
+    policy_input = weights.policy_input
+    survivors = torch.ops.consistentee.exit_step(
+        *batch,
+        pooled,
+        *weights[:6],
+        0 if policy_input is None else 1 + POLICY_INPUTS.index(policy_input),
+        CRITERIA.index(decision.criterion),
+        decision.threshold,
+        decision.layer,
+        decision.max_streak,
+        decision.last,
+        *results,
+    )
+    return PackedBatch(*survivors)
+
+
+def _register_fakes() -> None:
+    """Shapes and dtypes of the compiled ops' results, for torch.compile and export."""
+
+    def survivors(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor) -> tuple[Tensor, ...]:
+        context = torch.library.get_ctx()
+        rows, tokens = context.new_dynamic_size(), context.new_dynamic_size()
+        return (
+            hidden.new_empty(tokens, hidden.shape[1]),
+            cu_seqlens.new_empty(rows + 1),
+            row_ids.new_empty(rows),
+        )
+
+    @torch.library.register_fake("consistentee::mean_pool")
+    def _(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:
+        return hidden.new_empty(cu_seqlens.shape[0] - 1, hidden.shape[1])
+
+    @torch.library.register_fake("consistentee::compact")
+    def _(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
+        return survivors(hidden, cu_seqlens, row_ids)
+
+    @torch.library.register_fake("consistentee::exit_step")
+    def _(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor, *rest: object) -> tuple[Tensor, ...]:
+        return survivors(hidden, cu_seqlens, row_ids)
+
+
+if availability("cpu", torch.device("cpu")).usable:
+    _register_fakes()

@@ -1,0 +1,148 @@
+"""Every operation of the engine in plain PyTorch: specification, oracle of the tests, fallback.
+
+Letters: B rows, S padded length, T packed tokens, H hidden size, C classes, N rows the caller gave.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, linear
+
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+NUM_STATISTICS = 5
+
+
+def pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Drop the padding of ``[B, S, ...]`` by a 0/1 mask ``[B, S]``.
+
+    Returns ``[T, ...]`` and ``cu_seqlens [B+1]`` int32: ``cu_seqlens[i]`` is the offset of row i's
+    first token; the last element is T.
+    """
+    keep = mask.bool()
+    cu_seqlens = torch.zeros(mask.shape[0] + 1, dtype=torch.int32, device=mask.device)
+    torch.cumsum(keep.sum(dim=1), dim=0, out=cu_seqlens[1:])
+    return hidden[keep], cu_seqlens
+
+
+def unpack(packed: Tensor, mask: Tensor) -> Tensor:
+    """The inverse of `pack`: ``[T, ...]`` to ``[B, S, ...]``, zeros where the mask is 0."""
+    padded = packed.new_zeros(*mask.shape, *packed.shape[1:])
+    padded[mask.bool()] = packed
+    return padded
+
+
+def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
+    """One vector a row, ``[T, H]`` to ``[B, H]``: its first token (cls) or their mean (mean).
+
+    The mean is taken in float32 and rounded once.
+    """
+    if pooling == "cls":
+        return hidden[cu_seqlens[:-1].long()]
+    lengths = cu_seqlens.diff().long()
+    rows = torch.repeat_interleave(lengths, output_size=hidden.shape[0])
+    total = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=torch.float32)
+    total.index_add_(0, rows, hidden.float())
+    return (total / lengths[:, None]).to(hidden.dtype)
+
+
+def prediction_statistics(logits: Tensor, previous_label: Tensor) -> Tensor:
+    """What a policy may know of a prediction, ``[B, 5]``.
+
+    Columns: top probability; its margin to the second; ``1 - entropy / log(C)``; margin between the
+    two top logits; 1 where the predicted label is the one the exit layer before predicted, else 0.
+    With one class the margins are 0 and the others as if certain.
+
+    Args:
+        logits: ``[B, C]`` float32.
+        previous_label: ``[B]`` integer, -1 where there was none.
+    """
+    probability = logits.softmax(dim=-1)
+    label = logits.argmax(dim=-1)
+    if logits.shape[-1] == 1:
+        margin = logit_margin = torch.zeros_like(logits[:, 0])
+        certainty = torch.ones_like(margin)
+    else:
+        top = probability.topk(2, dim=-1).values
+        top_logits = logits.topk(2, dim=-1).values
+        margin = top[:, 0] - top[:, 1]
+        logit_margin = top_logits[:, 0] - top_logits[:, 1]
+        entropy = -(probability * logits.log_softmax(dim=-1)).sum(dim=-1)
+        certainty = 1.0 - entropy / math.log(logits.shape[-1])
+    agreement = (label == previous_label).to(logits.dtype)
+    return torch.stack(
+        (probability.amax(dim=-1), margin, certainty, logit_margin, agreement), dim=-1
+    )
+
+
+def policy_probability(state: Tensor, statistics: Tensor, weights: HeadWeights) -> Tensor:
+    """``p = sigmoid(w2 . gelu(W1 x + b1) + b2)``, ``[B]`` float32; 1 for a head without policy
+    (``p_L := 1``).
+    """
+    if weights.policy_input is None:
+        return torch.ones_like(statistics[:, 0])
+    parts = {"state": (state,), "prediction": (statistics,), "both": (state, statistics)}
+    features = torch.cat(parts[weights.policy_input], dim=-1)
+    _, _, dense_weight, dense_bias, score_weight, score_bias, _ = weights
+    assert dense_weight is not None
+    assert score_weight is not None
+    inner = gelu(linear(features, dense_weight, dense_bias))
+    return torch.sigmoid(linear(inner, score_weight[None], score_bias)).squeeze(-1)
+
+
+def exit_step(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+) -> PackedBatch:
+    """Classify B rows, decide which leave, write their results, and return the batch of those that
+    stay.
+
+    ``state = tanh(pooled)``, ``logits = C state + c``; the score by the criterion; a row leaves
+    where ``score > threshold``, or at the last layer. All arithmetic is float32.
+
+    Args:
+        batch: the rows that arrived at this layer; ``row_ids`` index ``results``.
+        pooled: ``[B, H]`` in the dtype of ``batch.hidden``, the pooler's product ``W x + b`` before
+            tanh.
+        results: of the N rows, written in place: labels and streaks of all B rows, the rest for
+            those that leave.
+    """
+    state = torch.tanh(pooled.float())
+    logits = state @ weights.classifier_weight.T + weights.classifier_bias
+    rows = batch.row_ids
+    statistics = prediction_statistics(logits, results.labels[rows])
+    agreement = statistics[:, 4].int()
+    streaks = (results.streaks[rows] + 1) * agreement
+    results.streaks[rows] = streaks
+    results.labels[rows] = logits.argmax(dim=-1).int()
+    if decision.criterion == "policy":
+        scores = policy_probability(state, statistics, weights)
+    elif decision.criterion == "confidence":
+        scores = statistics[:, 0]
+    elif decision.criterion == "entropy":
+        scores = statistics[:, 2]
+    else:
+        scores = streaks.float() / max(decision.max_streak, 1)
+    leave = torch.ones_like(scores, dtype=torch.bool)
+    if not decision.last:
+        leave = scores > decision.threshold
+    gone = rows[leave]
+    results.logits[gone] = logits[leave]
+    results.exit_layers[gone] = decision.layer
+    results.exit_scores[gone] = scores[leave]
+    return compact(batch, ~leave)
+
+
+def compact(batch: PackedBatch, keep: Tensor) -> PackedBatch:
+    """The rows where ``keep [B]`` is true, their tokens side by side, in the order they had."""
+    lengths = batch.cu_seqlens.diff()
+    tokens = torch.repeat_interleave(keep, lengths.long(), output_size=batch.hidden.shape[0])
+    cu_seqlens = batch.cu_seqlens.new_zeros(int(keep.sum()) + 1)
+    torch.cumsum(lengths[keep], dim=0, out=cu_seqlens[1:])
+    return PackedBatch(batch.hidden[tokens], cu_seqlens, batch.row_ids[keep])

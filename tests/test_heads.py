@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from consistentee_ext import ExitRule, reference
+from consistentee_ext.heads import ExitHead, build_exit_heads
+from consistentee_ext.packed import HeadWeights
+
+
+@pytest.mark.parametrize("policy_input", ["state", "prediction", "both"])
+def test_head_computes_what_the_reference_says(policy_input: str) -> None:
+    torch.manual_seed(0)
+    head = ExitHead(8, 3, policy_input, policy_size=6).eval()
+    pooled, previous = torch.randn(5, 8), torch.tensor([-1, 0, 1, 2, 0])
+    output = head(pooled, previous)
+    state = torch.tanh(pooled @ head.pooler.weight.T + head.pooler.bias)
+    logits = state @ head.classifier.weight.T + head.classifier.bias
+    torch.testing.assert_close(output.logits, logits)
+    policy = head.policy
+    weights = HeadWeights(
+        head.classifier.weight,
+        head.classifier.bias,
+        policy.dense.weight,
+        policy.dense.bias,
+        policy.score.weight.view(-1),
+        policy.score.bias,
+        policy_input,
+    )
+    statistics = reference.prediction_statistics(logits, previous)
+    expected = reference.policy_probability(state, statistics, weights)
+    torch.testing.assert_close(output.policy_logits.sigmoid(), expected)
+
+
+def test_the_policy_does_not_train_the_classifier() -> None:
+    head = ExitHead(8, 3, "prediction")
+    head(torch.randn(5, 8), torch.zeros(5)).policy_logits.sum().backward()
+    assert head.classifier.weight.grad is None
+    assert head.policy.dense.weight.grad.abs().sum() > 0
+
+
+def test_the_last_layer_has_no_policy() -> None:
+    heads = build_exit_heads(8, 3, 2, "both")
+    assert [head.policy is None for head in heads] == [False, False, True]
+    assert heads[2](torch.randn(1, 8), torch.zeros(1)).policy_logits is None
+    assert heads[0].policy.dense.in_features == 8 + 5
+
+
+def test_exit_rule_checks_its_fields() -> None:
+    assert ExitRule("entropy", 1).threshold == 1
+    with pytest.raises(ValueError, match=r"criterion: expected one of .*, got 'mood'"):
+        ExitRule("mood")
+    for value in (0, 1.5, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"threshold: expected a number in \(0, 1\], got"):
+            ExitRule(threshold=value)
+    for value in ("0.5", True, None):
+        with pytest.raises(TypeError, match=r"threshold: expected a number in \(0, 1\], got"):
+            ExitRule(threshold=value)

@@ -1,0 +1,317 @@
+"""The compiled ops against `reference.py`, in every dtype and at odd sizes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import BACKENDS
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consistentee_ext import ops, reference
+from consistentee_ext.heads import CRITERIA
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+
+
+def make_batch(lengths: list[int], hidden_size: int, dtype: torch.dtype) -> PackedBatch:
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    hidden = torch.randn(sum(lengths), hidden_size).to(dtype)
+    return PackedBatch(hidden, cu_seqlens, torch.randperm(len(lengths) + 3)[: len(lengths)])
+
+
+def make_weights(
+    hidden_size: int, classes: int, policy_input: str | None, policy_size: int = 32
+) -> HeadWeights:
+    classifier = (torch.randn(classes, hidden_size) / hidden_size**0.5, torch.randn(classes))
+    if policy_input is None:
+        return HeadWeights(*classifier)
+    features = {"state": hidden_size, "prediction": 5, "both": hidden_size + 5}[policy_input]
+    return HeadWeights(
+        *classifier,
+        torch.randn(policy_size, features) / features**0.5,
+        torch.randn(policy_size),
+        torch.randn(policy_size) / policy_size**0.5,
+        torch.randn(1),
+        policy_input,
+    )
+
+
+def make_results(rows: int, classes: int) -> ExitState:
+    results = ExitState.empty(rows, classes)
+    results.labels.copy_(torch.randint(-1, classes, (rows,)))
+    results.streaks.copy_(torch.randint(0, 3, (rows,)))
+    return results
+
+
+def clone(results: ExitState) -> ExitState:
+    return ExitState(*(tensor.clone() for tensor in results))
+
+
+def check_exit_step(
+    lengths: list[int],
+    hidden_size: int,
+    classes: int,
+    policy_input: str | None,
+    criterion: str,
+    threshold: float,
+    dtype: torch.dtype,
+    last: bool = False,
+) -> PackedBatch:
+    batch = make_batch(lengths, hidden_size, dtype)
+    weights = make_weights(hidden_size, classes, policy_input)
+    pooled = torch.randn(len(lengths), hidden_size).to(dtype)
+    expected = make_results(len(lengths) + 3, classes)
+    found = clone(expected)
+    decision = ExitDecision(criterion, threshold, layer=2, max_streak=4, last=last)
+    # A threshold between two scores: no row is so near that rounding decides.
+    probe = clone(expected)
+    reference.exit_step(batch, pooled, weights, decision._replace(last=True), probe)
+    scores = probe.exit_scores[batch.row_ids]
+    if bool(((scores - threshold).abs() < 1e-5).any()):
+        decision = decision._replace(threshold=threshold + 3.3e-5)
+    stay = reference.exit_step(batch, pooled, weights, decision, expected)
+    got = ops.exit_step(batch, pooled, weights, decision, found, "cpu")
+    assert torch.equal(got.row_ids, stay.row_ids)
+    assert torch.equal(got.cu_seqlens, stay.cu_seqlens)
+    assert torch.equal(got.hidden, stay.hidden)
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.streaks, expected.streaks)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.exit_scores, expected.exit_scores, atol=1e-5, rtol=1e-5)
+    return got
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("policy_input", [None, "state", "prediction", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_exit_step_matches_reference(
+    dtype: torch.dtype, policy_input: str | None, criterion: str
+) -> None:
+    torch.manual_seed(7)
+    check_exit_step([3, 1, 19, 2, 7, 99, 5], 99, 5, policy_input, criterion, 0.5, dtype)
+
+
+@native
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 40), max_size=37),
+    hidden_size=st.sampled_from([1, 5, 8, 19, 64, 111, 384]),
+    classes=st.sampled_from([1, 2, 3, 16, 77]),
+    criterion=st.sampled_from(CRITERIA),
+    threshold=st.sampled_from([0.05, 0.3, 0.5, 0.9, 1.0]),
+    last=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+def test_exit_step_at_odd_sizes(
+    lengths: list[int],
+    hidden_size: int,
+    classes: int,
+    criterion: str,
+    threshold: float,
+    last: bool,
+    seed: int,
+) -> None:
+    torch.manual_seed(seed)
+    left = check_exit_step(
+        lengths, hidden_size, classes, "both", criterion, threshold, torch.float32, last
+    )
+    if last:
+        assert len(left.row_ids) == 0
+
+
+@native
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    torch.manual_seed(0)
+    batch = make_batch([4] * 11, 111, torch.float32)
+    weights = make_weights(111, 7, "both")
+    pooled = torch.randn(11, 111)
+    decision = ExitDecision("policy", 0.5, layer=1, max_streak=3, last=True)
+    together = ExitState.empty(14, 7)
+    ops.exit_step(batch, pooled, weights, decision, together, "cpu")
+    for row in range(11):
+        alone = ExitState.empty(14, 7)
+        cu_seqlens = torch.tensor([0, 4], dtype=torch.int32)
+        one = PackedBatch(batch.hidden[:4], cu_seqlens, batch.row_ids[row : row + 1])
+        ops.exit_step(one, pooled[row : row + 1], weights, decision, alone, "cpu")
+        where = batch.row_ids[row]
+        assert torch.equal(alone.logits[where], together.logits[where])
+        assert torch.equal(alone.exit_scores[where], together.exit_scores[where])
+
+
+@native
+def test_nan_goes_to_the_last_layer_and_shows() -> None:
+    batch = make_batch([2, 2], 8, torch.float32)
+    weights = make_weights(8, 3, "both")
+    pooled = torch.randn(2, 8)
+    pooled[0] = float("nan")
+    for last in (False, True):
+        decision = ExitDecision("policy", 1e-9, layer=1, max_streak=1, last=last)
+        for backend in ("cpu", "torch"):
+            results = ExitState.empty(5, 3)
+            left = ops.exit_step(batch, pooled, weights, decision, results, backend)
+            assert left.row_ids.tolist() == ([] if last else [batch.row_ids[0].item()])
+            assert bool(results.logits[batch.row_ids[0]].isnan().all()) == last
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_tanh_is_accurate_over_its_range(dtype: torch.dtype) -> None:
+    """The vectorised tanh against float64, through a classifier that passes one element on."""
+    x = torch.cat((torch.linspace(-12, 12, 4001), torch.tensor([0.0, 1e-6, -1e-6, 100, -100])))
+    pooled = x[:, None].to(dtype)
+    rows = len(x)
+    batch = make_batch([1] * rows, 1, dtype)._replace(row_ids=torch.arange(rows))
+    weights = HeadWeights(torch.ones(1, 1), torch.zeros(1))
+    results = ExitState.empty(rows, 1)
+    decision = ExitDecision("confidence", 1.0, 1, 0, last=True)
+    ops.exit_step(batch, pooled, weights, decision, results, "cpu")
+    expected = pooled[:, 0].double().tanh()
+    assert (results.logits[:, 0] - expected).abs().max() < 3e-7
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden_size", [1, 19, 384])
+def test_mean_pool_matches_reference(dtype: torch.dtype, hidden_size: int) -> None:
+    torch.manual_seed(1)
+    batch = make_batch([1, 512, 7, 30], hidden_size, dtype)
+    exact = reference.pool(batch.hidden.double(), batch.cu_seqlens, "mean").double()
+    eager_error = (reference.pool(batch.hidden, batch.cu_seqlens, "mean") - exact).abs().max()
+    error = (ops.mean_pool(batch, "cpu") - exact).abs().max()
+    assert error <= 2 * eager_error + 1e-7
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_mean_of_special_values(dtype: torch.dtype) -> None:
+    """Conversions to and from 16 bits: subnormals, the largest numbers, infinity, NaN, ties."""
+    info = torch.finfo(dtype)
+    values = [info.max, -info.max, info.tiny, info.tiny / 4, -0.0, float("inf"), 1 + info.eps]
+    hidden = torch.tensor(values, dtype=dtype)[:, None]
+    batch = make_batch([1] * len(values), 1, dtype)._replace(hidden=hidden)
+    assert torch.equal(ops.mean_pool(batch, "cpu"), hidden)
+    nan = hidden[:1] * float("nan")
+    single = PackedBatch(nan, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0]))
+    assert ops.mean_pool(single, "cpu").isnan().all()
+    # 1 and 1 + eps have their mean half-way between two numbers: the even one, 1.
+    pair = PackedBatch(
+        torch.tensor([1, 1 + info.eps], dtype=dtype)[:, None],
+        torch.tensor([0, 2], dtype=torch.int32),
+        torch.tensor([0]),
+    )
+    expected = ((1.0 + (1.0 + info.eps)) / 2) if dtype == torch.float32 else 1.0
+    assert ops.mean_pool(pair, "cpu").item() == torch.tensor(expected, dtype=dtype).item()
+
+
+@native
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.booleans()), max_size=25),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, 3, 8, 99]),
+)
+def test_compact_matches_reference(
+    rows: list[tuple[int, bool]], dtype: torch.dtype, hidden_size: int
+) -> None:
+    batch = make_batch([length for length, _ in rows], hidden_size, dtype)
+    keep = torch.tensor([kept for _, kept in rows], dtype=torch.bool)
+    for found, expected in zip(
+        ops.compact(batch, keep, "cpu"), reference.compact(batch, keep), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
+def op_arguments(policy_input: str | None = "both") -> tuple:
+    batch = make_batch([3, 1, 4], 16, torch.float32)
+    weights = make_weights(16, 2, policy_input)
+    code = 3 if policy_input else 0
+    return (
+        *batch,
+        torch.randn(3, 16),
+        *weights[:6],
+        code,
+        0,
+        0.5,
+        1,
+        3,
+        False,
+        *make_results(6, 2),
+    )
+
+
+@native
+def test_opcheck() -> None:
+    torch.manual_seed(0)
+    library = torch.ops.consistentee
+    batch = make_batch([3, 1, 4], 16, torch.float32)
+    torch.library.opcheck(library.mean_pool.default, batch[:2])
+    torch.library.opcheck(library.compact.default, (*batch, torch.tensor([True, False, True])))
+    torch.library.opcheck(library.exit_step.default, op_arguments())
+    torch.library.opcheck(library.exit_step.default, op_arguments(policy_input=None))
+
+
+@native
+def test_exit_step_under_torch_compile() -> None:
+    torch.manual_seed(0)
+    arguments = op_arguments()
+    again = [value.clone() if isinstance(value, torch.Tensor) else value for value in arguments]
+
+    def step(*values: object) -> tuple[torch.Tensor, ...]:
+        hidden, cu_seqlens, row_ids = torch.ops.consistentee.exit_step(*values)
+        return hidden * 2, cu_seqlens, row_ids
+
+    expected = step(*arguments)
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(*again)
+    for a, b in zip((*found, *again[-5:]), (*expected, *arguments[-5:]), strict=True):
+        assert torch.equal(a, b)
+
+
+@native
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (1, torch.tensor([0, 9, 4, 8], dtype=torch.int32), "offsets that rise"),
+        (2, torch.tensor([0, 1, 6]), "row_ids: expected numbers from 0 to N - 1"),
+        (3, torch.randn(3, 15), "pooled: expected a contiguous tensor of shape"),
+        (4, torch.randn(2, 16).double(), "classifier_weight"),
+        (6, None, "policy_input: expected 0"),
+        (10, 7, "policy_input: expected 0, 1, 2 or 3"),
+    ],
+)
+def test_direct_call_out_of_bounds_raises(position: int, value: object, message: str) -> None:
+    arguments = list(op_arguments())
+    arguments[position] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.consistentee.exit_step(*arguments)
+
+
+def test_bad_arguments_name_themselves(backend: str) -> None:
+    batch = make_batch([3, 1], 16, torch.float32)
+    weights, results = make_weights(16, 2, "both"), make_results(5, 2)
+    decision = ExitDecision("policy", 0.5, 1, 3, False)
+    before = clone(results)
+
+    def step(**changes: object) -> None:
+        given = {"batch": batch, "pooled": torch.randn(2, 16), "weights": weights}
+        given |= {"decision": decision, "results": results} | changes
+        ops.exit_step(**given, backend=backend)
+
+    with pytest.raises(TypeError, match="pooled: expected float32, got bfloat16"):
+        step(pooled=torch.randn(2, 16).bfloat16())
+    with pytest.raises(ValueError, match=r"pooled: expected shape \(2, 16\), got \(2, 15\)"):
+        step(pooled=torch.randn(2, 15))
+    with pytest.raises(TypeError, match="cu_seqlens: expected int32, got int64"):
+        step(batch=batch._replace(cu_seqlens=batch.cu_seqlens.long()))
+    with pytest.raises(ValueError, match=r"classifier_weight: expected shape \(2, 16\)"):
+        step(weights=weights._replace(classifier_weight=torch.randn(3, 16)))
+    with pytest.raises(ValueError, match=r"criterion: expected one of .*, got 'mood'"):
+        step(decision=decision._replace(criterion="mood"))
+    with pytest.raises(TypeError, match="keep: expected bool, got int64"):
+        ops.compact(batch, torch.tensor([1, 0]), backend)
+    for after, untouched in zip(results, before, strict=True):
+        assert torch.equal(after, untouched)
