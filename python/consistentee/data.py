@@ -1,0 +1,277 @@
+"""Labelled text from files: tables, splits, labels and token ids."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
+from transformers import PreTrainedTokenizerBase
+
+TEXT_COLUMNS = (("sentence1", "sentence2"), ("sentence",), ("text",))
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+BATCH_ROWS = 1000
+
+# By suffix: the builder of `datasets`, and its options.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".csv": ("csv", {"delimiter": ","}),
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".parquet": ("parquet", {"batch_size": BATCH_ROWS}),
+}
+
+_quiet_lock = threading.Lock()
+
+
+def load_table(
+    path: str | Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str = "label",
+    need_label: bool = True,
+) -> Dataset:
+    """Read one file of sentences, or of pairs of sentences, with their labels.
+
+    Args:
+        path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
+        text_columns: one or two columns; by default the first of ``sentence1`` and ``sentence2``,
+            ``sentence``, ``text`` that the file has.
+        label_column: integers or strings; ``01`` and ``1`` are two labels.
+        need_label: False leaves the labels unread.
+
+    Returns:
+        The columns ``sentence1``, for pairs ``sentence2``, and where needed ``label``, all strings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown suffix, a broken file, no rows, a missing column, a column of another
+            type (JSON: dates alone, integers beside strings), or a row without text or label.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
+    try:
+        table = _read(path) if path.read_bytes().strip() else None
+    except (ValueError, csv.Error, NotImplementedError, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
+    if table is None:
+        raise ValueError(f"{path}: expected at least one row, got none")
+    texts = _find_text_columns(path, table.column_names, text_columns)
+    columns = {f"sentence{i}": _strings(path, table, name) for i, name in enumerate(texts, start=1)}
+    if need_label:
+        _check_columns(path, table.column_names, (label_column,))
+        columns["label"] = _strings(path, table, label_column, or_integers=True)
+    return Dataset.from_dict(columns)
+
+
+def load_splits(
+    paths: Sequence[str | Path],
+    text_columns: Sequence[str] | None = None,
+    label_column: str = "label",
+) -> DatasetDict:
+    """Read ``train``, ``dev`` and, where given, ``test``; each table as `load_table` returns it.
+
+    Args:
+        paths: one folder that holds the files train, dev (or validation, valid) and perhaps test;
+            or the two or three files themselves, in that order.
+        text_columns: as in `load_table`.
+        label_column: as in `load_table`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: as `load_table`; train or dev missing; fewer than two labels in train; a label
+            in dev or test that train does not have; single sentences beside pairs.
+    """
+    files = _find_splits([Path(path) for path in paths])
+    splits = DatasetDict(
+        {name: load_table(path, text_columns, label_column) for name, path in files.items()}
+    )
+    train = splits["train"]
+    known = label_names(train)
+    if len(known) < 2:
+        raise ValueError(f"{files['train']}: expected two labels or more, got {known[0]!r} alone")
+    for name, table in splits.items():
+        if table.column_names != train.column_names:
+            raise ValueError(
+                f"{files[name]}: expected {train.column_names} as in train, "
+                f"got {table.column_names}"
+            )
+        unknown = [label for label in label_names(table) if label not in known]
+        if unknown:
+            raise ValueError(f"{files[name]}: expected the labels of train, got {unknown} too")
+    return splits
+
+
+def label_names(table: Dataset) -> list[str]:
+    """The distinct labels, sorted: by value where all are integers, else as strings."""
+    names = sorted(table.unique("label"))
+    try:
+        return sorted(names, key=int)
+    except ValueError:
+        return names
+
+
+def encode(
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: Sequence[str] | None = None,
+) -> Dataset:
+    """Token ids of a table's rows, unpadded; rows above ``max_length`` tokens lose their end.
+
+    A pair loses tokens from the end of its longer sentence.
+
+    Args:
+        table: as `load_table` returns it.
+        tokenizer: gives ``input_ids``, ``attention_mask`` and, where its model reads them,
+            ``token_type_ids``.
+        max_length: the longest row, special tokens included.
+        labels: the label of each class, in order; None leaves the labels out.
+
+    Returns:
+        The tokenizer's columns, ``length`` in tokens, and with ``labels`` the class index
+        ``labels``.
+
+    Raises:
+        ValueError: ``max_length`` leaves no room for text; a label of the table not in ``labels``.
+    """
+    pairs = "sentence2" in table.column_names
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length: expected above {special}, the special tokens of a row, got {max_length}"
+        )
+    if labels is not None:
+        unknown = [label for label in label_names(table) if label not in labels]
+        if unknown:
+            raise ValueError(f"labels: expected every label of the table, got none for {unknown}")
+
+    def encode_batch(batch: dict[str, list[str]]) -> Dataset:
+        encoding = tokenizer(
+            batch["sentence1"],
+            batch["sentence2"] if pairs else None,
+            truncation="longest_first",
+            max_length=max_length,
+        )
+        columns = dict(encoding)
+        columns["length"] = [len(ids) for ids in encoding["input_ids"]]
+        if labels is not None:
+            columns["labels"] = [labels.index(label) for label in batch["label"]]
+        return Dataset.from_dict(columns)
+
+    return concatenate_datasets([encode_batch(b) for b in table.iter(batch_size=BATCH_ROWS)])
+
+
+def _read(path: Path) -> Dataset | None:
+    """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
+    name, options = FORMATS[path.suffix]
+    if name == "csv":
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(filter(None, csv.reader(file, **options)), [])
+        # The header is read as a row: in the first row pandas takes surplus fields for an index.
+        options = {**options, "header": None, "column_names": header, "keep_default_na": False}
+        options["features"] = Features(dict.fromkeys(header, Value("string")))
+    elif name == "json":
+        # Checked here: pyarrow lets other encodings pass and crashes where all rows are null.
+        if path.read_text(encoding="utf-8-sig").lstrip().startswith("null"):
+            raise ValueError("null for the first row")
+        # One chunk: the types of the first would be forced upon the next, label 01 becoming 1.
+        options = {"chunksize": path.stat().st_size}
+    header_rows = int(name == "csv")
+    with tempfile.TemporaryDirectory() as cache, _quiet():
+        files = glob.escape(str(path.absolute()))
+        builder = datasets.load_dataset_builder(name, data_files=files, cache_dir=cache, **options)
+        builder.download_and_prepare()
+        if builder.info.splits["train"].num_examples <= header_rows:
+            return None
+        return builder.as_dataset("train", in_memory=True).skip(header_rows)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no log lines of `datasets`: it tells all in its exceptions."""
+    with _quiet_lock, ExitStack() as stack:
+        stack.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+        datasets.disable_progress_bars()
+        yield
+
+
+def _find_text_columns(
+    path: Path, columns: Sequence[str], text_columns: Sequence[str] | None
+) -> Sequence[str]:
+    if text_columns is not None:
+        if not 1 <= len(text_columns) <= 2:
+            raise ValueError(f"text_columns: expected one or two names, got {list(text_columns)}")
+        _check_columns(path, columns, text_columns)
+        return text_columns
+    for names in TEXT_COLUMNS:
+        if set(names) <= set(columns):
+            return names
+    expected = " or ".join("+".join(names) for names in TEXT_COLUMNS)
+    raise ValueError(f"{path}: expected the columns {expected}, got {', '.join(columns)}")
+
+
+def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(columns)}")
+
+
+def _strings(path: Path, table: Dataset, column: str, or_integers: bool = False) -> list[str]:
+    """A column's values as strings, none missing, none blank."""
+    expected = "an integer or a string" if or_integers else "text"
+    dtype = getattr(table.features[column], "dtype", "nested or mixed values")
+    if not ("string" in dtype or (or_integers and dtype.startswith(("int", "uint")))):
+        raise ValueError(f"{path}: expected {expected} in {column!r}, got {dtype}")
+    values = table[column][:]
+    for row, value in enumerate(values, start=1):
+        if value is None or not str(value).strip():
+            raise ValueError(f"{path}: row {row}: expected {expected} in {column!r}, got {value!r}")
+    return [str(value) for value in values]
+
+
+def _find_splits(paths: Sequence[Path]) -> dict[str, Path]:
+    if len(paths) == 1 and not paths[0].is_file():
+        return _find_in_folder(paths[0])
+    if not 2 <= len(paths) <= 3:
+        raise ValueError(
+            f"data: expected a folder, or the files train, dev and perhaps test, got {len(paths)} "
+            f"file{'' if len(paths) == 1 else 's'}"
+        )
+    return dict(zip(SPLIT_NAMES, paths, strict=False))
+
+
+def _find_in_folder(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a file or a folder, found none")
+    files = {}
+    for split, stems in SPLIT_NAMES.items():
+        found = sorted(
+            path for path in folder.iterdir() if path.suffix in FORMATS and path.stem in stems
+        )
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"{folder}: expected one file for {split}, got {names}")
+        if found:
+            files[split] = found[0]
+        elif split != "test":
+            expected = " or ".join(stems)
+            raise ValueError(
+                f"{folder}: expected a file named {expected} with one of the suffixes "
+                f"{', '.join(FORMATS)}, found none"
+            )
+    return files

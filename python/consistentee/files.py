@@ -1,0 +1,86 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from datasets.utils.logging import (
+    disable_progress_bar,
+    enable_progress_bar,
+    is_progress_bar_enabled,
+)
+
+
+def check_writable(path: str | Path) -> None:
+    """Make the folder of a file to come; raise OSError before the work, where that fails."""
+    folder = Path(path).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{path}: expected a folder that can be written, got {folder}")
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A path to write to, renamed to `path` when the block ends well, removed when it does not."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, content: dict[str, Any]) -> None:
+    """Write a JSON file."""
+    with whole_file(path) as partial:
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def check_table(path: str | Path) -> None:
+    """Raise, before the work, unless `write_table` knows the suffix and can write there."""
+    suffix = Path(path).suffix
+    if suffix not in _WRITERS:
+        raise ValueError(f"{path}: expected one of {', '.join(_WRITERS)}, got {suffix!r}")
+    check_writable(path)
+
+
+def write_table(path: str | Path, table: Dataset) -> None:
+    """Write a table as TSV (no quoting), CSV, JSONL or Parquet, by the suffix.
+
+    Raises:
+        ValueError: an unknown suffix, or a tab or line break in a TSV's text.
+    """
+    check_table(path)
+    shown = is_progress_bar_enabled()
+    disable_progress_bar()
+    try:
+        with whole_file(path) as partial:
+            _WRITERS[Path(path).suffix](table, partial)
+    except csv.Error:
+        raise ValueError(
+            f"{path}: expected no tab or line break in a TSV's text; write .csv or .jsonl"
+        ) from None
+    finally:
+        if shown:
+            enable_progress_bar()
+
+
+def _write_tsv(table: Dataset, path: Path) -> None:
+    table.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE)
+
+
+_WRITERS: dict[str, Callable[[Dataset, Path], object]] = {
+    ".tsv": _write_tsv,
+    ".csv": lambda table, path: table.to_csv(path, index=False),
+    ".jsonl": lambda table, path: table.to_json(path, force_ascii=False),
+    ".parquet": lambda table, path: table.to_parquet(path),
+}
