@@ -1,5 +1,7 @@
 import contextlib
 import json
+import logging
+import socket
 import tempfile
 from pathlib import Path
 
@@ -36,6 +38,11 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def write(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("asked for the network"))
 
 
 def write_parquet(path: Path, columns: dict[str, list]) -> Path:
@@ -100,21 +107,23 @@ def test_json_labels_of_two_types_are_not_merged(tmp_path, types_change_at):
 
 
 @pytest.mark.parametrize(("name", "content"), [("t.tsv", TSV), ("t.parquet", "broken" * 9)])
-def test_nothing_is_left_behind(tmp_path, monkeypatch, capfd, name, content):
+def test_nothing_is_left_behind(tmp_path, monkeypatch, capfd, caplog, name, content):
     cache = str(datasets.config.HF_CACHE_HOME)
     for key, value in list(vars(datasets.config).items()):
         if isinstance(value, (str, Path)) and str(value).startswith(cache):
             moved = str(value).replace(cache, str(tmp_path / "cache"))
             monkeypatch.setattr(datasets.config, key, type(value)(moved))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(logging.getLogger("datasets"), "propagate", True)
+    caplog.set_level(logging.INFO, "datasets")
     datasets.enable_progress_bars()
-    level = datasets.logging.get_verbosity()
     with contextlib.suppress(ValueError):
         load_table(write(tmp_path / name, content))
     assert [path.name for path in tmp_path.rglob("*")] == [name]
     assert capfd.readouterr() == ("", "")
+    assert caplog.messages == []
     assert not datasets.are_progress_bars_disabled()
-    assert datasets.logging.get_verbosity() == level
+    assert datasets.logging.get_verbosity() == logging.INFO
 
 
 @pytest.mark.parametrize(

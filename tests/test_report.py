@@ -6,7 +6,8 @@ import matplotlib.image
 import numpy
 import pytest
 
-from consistentee.report import Example, Report, save_figure, write_report
+from consistentee.plots import save_figure
+from consistentee.report import Example, Report, write_report
 
 METRICS = {
     "accuracy": 0.8783,

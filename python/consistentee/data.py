@@ -5,31 +5,31 @@ from __future__ import annotations
 import csv
 import glob
 import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
 from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.json.json import Json
+from datasets.packaged_modules.parquet.parquet import Parquet
 from transformers import PreTrainedTokenizerBase
+
+from consistentee.files import quiet_datasets
 
 TEXT_COLUMNS = (("sentence1", "sentence2"), ("sentence",), ("text",))
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 BATCH_ROWS = 1000
 
-# By suffix: the builder of `datasets`, and its options.
-FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
-    ".tsv": ("csv", {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-    ".csv": ("csv", {"delimiter": ","}),
-    ".json": ("json", {}),
-    ".jsonl": ("json", {}),
-    ".parquet": ("parquet", {"batch_size": BATCH_ROWS}),
+# The builders behind `load_dataset`, with options; that function reports its use to a server.
+FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
+    ".tsv": (Csv, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".csv": (Csv, {"delimiter": ","}),
+    ".json": (Json, {}),
+    ".jsonl": (Json, {}),
+    ".parquet": (Parquet, {"batch_size": BATCH_ROWS}),
 }
-
-_quiet_lock = threading.Lock()
 
 
 def load_table(
@@ -175,39 +175,27 @@ def encode(
 
 def _read(path: Path) -> Dataset | None:
     """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
-    name, options = FORMATS[path.suffix]
-    if name == "csv":
+    builder_class, options = FORMATS[path.suffix]
+    if builder_class is Csv:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(filter(None, csv.reader(file, **options)), [])
         # The header is read as a row: in the first row pandas takes surplus fields for an index.
         options = {**options, "header": None, "column_names": header, "keep_default_na": False}
         options["features"] = Features(dict.fromkeys(header, Value("string")))
-    elif name == "json":
+    elif builder_class is Json:
         # Checked here: pyarrow lets other encodings pass and crashes where all rows are null.
         if path.read_text(encoding="utf-8-sig").lstrip().startswith("null"):
             raise ValueError("null for the first row")
         # One chunk: the types of the first would be forced upon the next, label 01 becoming 1.
         options = {"chunksize": path.stat().st_size}
-    header_rows = int(name == "csv")
-    with tempfile.TemporaryDirectory() as cache, _quiet():
+    header_rows = int(builder_class is Csv)
+    with tempfile.TemporaryDirectory() as cache, quiet_datasets():
         files = glob.escape(str(path.absolute()))
-        builder = datasets.load_dataset_builder(name, data_files=files, cache_dir=cache, **options)
+        builder = builder_class(data_files=files, cache_dir=cache, **options)
         builder.download_and_prepare()
         if builder.info.splits["train"].num_examples <= header_rows:
             return None
         return builder.as_dataset("train", in_memory=True).skip(header_rows)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets`: it tells all in its exceptions."""
-    with _quiet_lock, ExitStack() as stack:
-        stack.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
-        if not datasets.are_progress_bars_disabled():
-            stack.callback(datasets.enable_progress_bars)
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        datasets.disable_progress_bars()
-        yield
 
 
 def _find_text_columns(
@@ -260,9 +248,7 @@ def _find_in_folder(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{folder}: expected a file or a folder, found none")
     files = {}
     for split, stems in SPLIT_NAMES.items():
-        found = sorted(
-            path for path in folder.iterdir() if path.suffix in FORMATS and path.stem in stems
-        )
+        found = sorted(p for p in folder.iterdir() if p.suffix in FORMATS and p.stem in stems)
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"{folder}: expected one file for {split}, got {names}")

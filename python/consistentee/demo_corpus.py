@@ -18,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from consistentee.files import whole_file
+
 LABELS = ("numpy", "python", "torch", "transformers")
 MIN_WORDS = 5
 MAX_WORDS = 64
@@ -207,6 +209,5 @@ def split_rows(
 def write_rows(path: Path, rows: list[Row]) -> None:
     """Write a table of sentences and labels, tab-separated, whole or not at all."""
     lines = ["sentence\tlabel", *("\t".join(row) for row in rows)]
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    partial.replace(path)
+    with whole_file(path) as partial:
+        partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

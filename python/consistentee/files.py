@@ -5,17 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import datasets
 from datasets import Dataset
-from datasets.utils.logging import (
-    disable_progress_bar,
-    enable_progress_bar,
-    is_progress_bar_enabled,
-)
 
 
 def check_writable(path: str | Path) -> None:
@@ -24,6 +21,21 @@ def check_writable(path: str | Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{path}: expected a folder that can be written, got {folder}")
+
+
+_quiet_lock = threading.Lock()
+
+
+@contextmanager
+def quiet_datasets() -> Iterator[None]:
+    """No progress bars and no log lines of `datasets`: it tells all in its exceptions."""
+    with _quiet_lock, ExitStack() as stack:
+        stack.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
+        if not datasets.are_progress_bars_disabled():
+            stack.callback(datasets.enable_progress_bars)
+        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+        datasets.disable_progress_bars()
+        yield
 
 
 @contextmanager
@@ -60,18 +72,13 @@ def write_table(path: str | Path, table: Dataset) -> None:
         ValueError: an unknown suffix, or a tab or line break in a TSV's text.
     """
     check_table(path)
-    shown = is_progress_bar_enabled()
-    disable_progress_bar()
     try:
-        with whole_file(path) as partial:
+        with quiet_datasets(), whole_file(path) as partial:
             _WRITERS[Path(path).suffix](table, partial)
     except csv.Error:
         raise ValueError(
             f"{path}: expected no tab or line break in a TSV's text; write .csv or .jsonl"
         ) from None
-    finally:
-        if shown:
-            enable_progress_bar()
 
 
 def _write_tsv(table: Dataset, path: Path) -> None:
