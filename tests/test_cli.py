@@ -1,0 +1,234 @@
+"""The command line as a user types it: what it writes, and the one line it says when it cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, BertTokenizerFast
+
+from consistentee import cli
+
+PRAISE = ["good", "fine", "great", "lovely"]
+BLAME = ["bad", "poor", "awful", "dull"]
+REST = ["film", "plot", "cast", "scene", "the", "a", "was", "very"]
+VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PRAISE, *BLAME, *REST]
+
+
+class Run(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Run]:
+    def call(*arguments: object) -> Run:
+        monkeypatch.setattr("sys.argv", ["consistentee", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+        out, err = capsys.readouterr()
+        return Run(int(stopped.value.code or 0), out, err)
+
+    return call
+
+
+def write_rows(path: Path, rows: int, seed: int) -> None:
+    """Sentences whose class is their first word's."""
+    choose = random.Random(seed)
+    lines = ["sentence\tlabel"]
+    for _ in range(rows):
+        praise = choose.random() < 0.5
+        first = choose.choice(PRAISE if praise else BLAME)
+        rest = choose.choices(REST, k=choose.randint(1, 9))
+        lines.append(f"{' '.join([first, *rest])}\t{'praise' if praise else 'blame'}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    for seed, (name, rows) in enumerate({"train": 96, "dev": 24, "test": 40}.items()):
+        write_rows(folder / f"{name}.tsv", rows, seed)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("backbone")
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(VOCABULARY),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=16,
+    )
+    BertModel(config).save_pretrained(folder)
+    words = {word: number for number, word in enumerate(VOCABULARY)}
+    BertTokenizerFast(vocab=words).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path, backbone: Path) -> Path:
+    """Trained by the command itself."""
+    output = tmp_path_factory.mktemp("run") / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        arguments = ["train", "--model", backbone, "--data", data, "--output", output]
+        options = ["--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1]
+        patch.setattr("sys.argv", ["consistentee", *map(str, arguments + options)])
+        with pytest.raises(SystemExit) as stopped:
+            cli.main()
+    assert stopped.value.code in (0, None)
+    return output
+
+
+def test_train_makes_a_hugging_face_folder(checkpoint: Path) -> None:
+    names = {path.name for path in checkpoint.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "training_log.json"} <= names
+    assert not any(path.suffix in (".bin", ".pt", ".pth", ".pkl") for path in checkpoint.iterdir())
+    config = json.loads((checkpoint / "config.json").read_text())
+    assert config["id2label"] == {"0": "blame", "1": "praise"}
+    assert config["alpha"] == 0.1
+    assert not checkpoint.with_name("model.partial").exists()
+
+
+def test_evaluate_writes_its_figures(
+    run: Callable[..., Run], checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "figures.json"
+    done = run("evaluate", checkpoint, "--data", data / "test.tsv", "--json", file)
+    assert done.code == 0, done.err
+    assert "layer ratio" in done.out
+    metrics = json.loads(file.read_text())
+    expected = {
+        "accuracy", "full_depth_accuracy", "mean_exit_layer", "layer_ratio", "exit_histogram",
+        "rows", "seconds", "full_depth_seconds", "backend", "dtype", "threads",
+    }  # fmt: skip
+    assert expected <= metrics.keys()
+    histogram = metrics["exit_histogram"]
+    assert sum(histogram) == metrics["rows"] == 40
+    mean = sum(layer * rows for layer, rows in enumerate(histogram, start=1)) / 40
+    assert metrics["mean_exit_layer"] == pytest.approx(mean)
+    assert metrics["layer_ratio"] == pytest.approx(3 / mean)
+    assert metrics["seconds"] > 0 < metrics["full_depth_seconds"]
+
+    full = tmp_path / "full.json"
+    run("evaluate", checkpoint, "--data", data / "test.tsv", "--threshold", 1, "--json", full)
+    at_full_depth = json.loads(full.read_text())
+    assert at_full_depth["exit_histogram"] == [0, 0, 40]
+    assert at_full_depth["accuracy"] == metrics["full_depth_accuracy"]
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".csv", ".jsonl", ".parquet"])
+def test_predict_agrees_with_evaluate(
+    run: Callable[..., Run], checkpoint: Path, data: Path, tmp_path: Path, suffix: str
+) -> None:
+    output = tmp_path / f"predictions{suffix}"
+    done = run("predict", checkpoint, data / "test.tsv", "--output", output)
+    assert done.code == 0, done.err
+    from consistentee.data import load_table
+
+    table = load_table(output, ["sentence1"], label_column="prediction")
+    truth = load_table(data / "test.tsv")
+    assert table["sentence1"] == truth["sentence1"]
+    right = [a == b for a, b in zip(table["label"], truth["label"], strict=True)]
+    file = tmp_path / "figures.json"
+    run("evaluate", checkpoint, "--data", data / "test.tsv", "--json", file)
+    assert sum(right) / 40 == json.loads(file.read_text())["accuracy"]
+    assert list(tmp_path.iterdir()) == [output, file] or set(tmp_path.iterdir()) == {output, file}
+
+
+def test_backends(run: Callable[..., Run]) -> None:
+    assert "torch" in run("backends").out
+
+
+def tsv(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def check_one_line(done: Run, *parts: str) -> None:
+    assert done.code == 2
+    assert done.err.count("\n") == 1, done.err
+    assert done.err.startswith("consistentee: ")
+    for part in parts:
+        assert part in done.err
+
+
+def test_train_says_in_one_line_what_is_wrong(
+    run: Callable[..., Run], data: Path, backbone: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+
+    def train(*files: Path, **options: object) -> Run:
+        named = [part for name, value in options.items() for part in (f"--{name}", value)]
+        chosen = [part for file in files for part in ("--data", file)]
+        return run("train", "--model", backbone, "--output", output, *chosen, *named)
+
+    good = data / "dev.tsv"
+    check_one_line(train(tmp_path / "none.tsv", good), "none.tsv")
+    empty = tsv(tmp_path / "empty.tsv", "")
+    check_one_line(train(empty, good), "empty.tsv")
+    header = tsv(tmp_path / "header.tsv", "sentence\tlabel\n")
+    check_one_line(train(header, good), "header.tsv", "at least one row")
+    column = tsv(tmp_path / "column.tsv", "words\tlabel\na b\tx\n")
+    check_one_line(train(column, good), "column.tsv", "sentence", "words")
+    no_label = tsv(tmp_path / "nolabel.tsv", "sentence\tclass\na b\tx\n")
+    check_one_line(train(no_label, good), "'label'", "class")
+    one = tsv(tmp_path / "one.tsv", "sentence\tlabel\na b\tx\nc d\tx\n")
+    check_one_line(train(one, one), "one.tsv", "two labels or more", "'x'")
+    unknown = tsv(tmp_path / "unknown.tsv", "sentence\tlabel\na b\tpraise\nc\tneither\n")
+    check_one_line(train(data / "train.tsv", unknown), "unknown.tsv", "neither")
+    check_one_line(train(data, alpha=-1), "alpha", "-1")
+    check_one_line(train(data, epochs=0), "epochs", "0")
+    check_one_line(train(data, pooling="max"), "pooling", "max")
+    check_one_line(train(data, seed="x"), "seed")
+    assert not output.exists()
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_train_needs_a_writable_output(
+    run: Callable[..., Run], data: Path, backbone: Path, tmp_path: Path
+) -> None:
+    file = tsv(tmp_path / "file", "x")
+    for output in (file, file / "inside"):
+        done = run("train", "--model", backbone, "--data", data, "--output", output)
+        check_one_line(done, "output", "file")
+    full = tmp_path / "full"
+    full.mkdir()
+    tsv(full / "notes.txt", "mine")
+    check_one_line(
+        run("train", "--model", backbone, "--data", data, "--output", full), "output", "full"
+    )
+    assert os.listdir(full) == ["notes.txt"]  # noqa: PTH208
+
+
+def test_evaluate_and_predict_say_in_one_line_what_is_wrong(
+    run: Callable[..., Run], data: Path, checkpoint: Path, backbone: Path, tmp_path: Path
+) -> None:
+    test = data / "test.tsv"
+    output = tmp_path / "out.tsv"
+    check_one_line(run("evaluate", tmp_path / "nowhere", "--data", test), "nowhere")
+    check_one_line(run("evaluate", checkpoint, "--data", tmp_path / "none.tsv"), "none.tsv")
+    for threshold in (0, 1.5, -1):
+        done = run("evaluate", checkpoint, "--data", test, "--threshold", threshold)
+        check_one_line(done, "threshold: expected a number in (0, 1]", str(threshold))
+    unknown = tsv(tmp_path / "unknown.tsv", "sentence\tlabel\na film\tneither\n")
+    check_one_line(run("evaluate", checkpoint, "--data", unknown), "neither")
+    check_one_line(run("predict", checkpoint, test, "--output", tmp_path / "out.xml"), ".xml")
+    check_one_line(run("predict", checkpoint, test, "--output", test / "out.tsv"), "test.tsv")
+    check_one_line(run("predict", backbone, test, "--output", output), str(backbone))
+    check_one_line(run("predict", checkpoint, "--output", output), "input")
+    check_one_line(run("predict", checkpoint, test), "--output")
+    check_one_line(run("fly"), "fly")
+    assert not output.exists()

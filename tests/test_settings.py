@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from consistentee.settings import TrainingSettings
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("epochs", 0, "epochs: expected a number above 0, got 0"),
+        ("joint_epochs", -1, "joint_epochs: expected a number above 0, got -1"),
+        ("batch_size", 0, "batch_size: expected a number above 0, got 0"),
+        ("learning_rate", float("nan"), "learning_rate: expected a number above 0, got nan"),
+        ("held_out", 0.0, "held_out: expected a number above 0, got 0.0"),
+        ("held_out", 1.0, "held_out: expected a share below 1, got 1.0"),
+        ("seed", -1, "seed: expected at least 0, got -1"),
+    ],
+)
+def test_a_setting_outside_its_range_is_refused(field, value, message):
+    with pytest.raises(ValueError, match=r"^" + message.replace(".", r"\.") + "$"):
+        TrainingSettings(**{field: value})
