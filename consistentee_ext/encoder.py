@@ -82,7 +82,7 @@ class FastEarlyExitEncoder:
         self.dtype = dtype or weight.dtype
         if self.dtype not in FLOAT_DTYPES:
             raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
-        self.device = torch.device(device or weight.device)
+        self.device = _usable_device(device or weight.device)
         self.backend = select_backend(self.device, backend)
         self.tokenizer = tokenizer
         self._trunk = PackedBert(backbone, self.dtype, self.device)
@@ -252,6 +252,16 @@ def _output(results: ExitState) -> EarlyExitOutput:
         exit_layers=results.exit_layers,
         exit_scores=results.exit_scores,
     )
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch not built for it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that torch can use here, got {device}: {reason}"
+        ) from None
 
 
 def _backbone_of(model: object) -> nn.Module:

@@ -372,6 +372,9 @@ def test_bad_construction_names_the_argument() -> None:
         FastEarlyExitEncoder(model, criterion="mood")
     with pytest.raises(ValueError, match="dtype: expected one of"):
         FastEarlyExitEncoder(model, dtype=torch.float64)
+    for device in ("cuda:99", "toaster"):
+        with pytest.raises(ValueError, match=f"device: expected one .* got {device}: "):
+            FastEarlyExitEncoder(model, device=device)
     with pytest.raises(ValueError, match="backend: expected one of"):
         FastEarlyExitEncoder(model, backend="tpu")
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu: "):

@@ -4,19 +4,12 @@ import pytest
 import torch
 
 from consistentee.modeling import ConsistentEEOutput
-from consistentee.objective import (
-    depth_weighted_cross_entropy,
-    exact_objective,
-    exit_cross_entropy,
-    exit_log_distribution,
-    hardness_guided_reward,
-)
-from consistentee.phases import joint_loss, policy_loss, trunk_loss
+from consistentee.objective import depth_weighted_cross_entropy
+from consistentee.phases import exact_loss, trunk_loss
 
 B, L, C, ALPHA = 4, 3, 2, 0.1
 LABELS = torch.tensor([0, 1, 1, 0])
 MEMORIZED = torch.tensor([1, 3, 2, 1])
-HELD_OUT = torch.tensor([True, False, True, False])
 
 
 @pytest.fixture
@@ -27,14 +20,6 @@ def output() -> ConsistentEEOutput:
     return ConsistentEEOutput(logits=logits[:, -1], exit_logits=logits, policy_logits=policy_logits)
 
 
-def expectation(output: ConsistentEEOutput, rows: torch.Tensor) -> torch.Tensor:
-    """The exact objective of some rows, over all B."""
-    cross_entropy = exit_cross_entropy(output.exit_logits[rows], LABELS[rows])
-    reward = hardness_guided_reward(cross_entropy, MEMORIZED[rows], ALPHA)
-    log_distribution = exit_log_distribution(output.policy_logits[rows])
-    return exact_objective(log_distribution, reward) * rows.sum() / B
-
-
 def test_trunk_loss_leaves_policies_alone(output):
     loss = trunk_loss(output, {"labels": LABELS})
     assert loss.item() == depth_weighted_cross_entropy(output.exit_logits, LABELS).item()
@@ -43,22 +28,19 @@ def test_trunk_loss_leaves_policies_alone(output):
     assert (output.exit_logits.grad != 0).all()
 
 
-def test_policy_loss_leaves_classifiers_alone(output):
-    loss = policy_loss(output, {"labels": LABELS, "memorized_layer": MEMORIZED}, ALPHA)
-    everything = expectation(output, torch.ones(B, dtype=torch.bool))
-    assert loss.item() == pytest.approx(everything.item(), rel=1e-6)
+def test_exact_loss_is_the_expectation_in_classifiers_and_policies(output):
+    loss = exact_loss(output, {"labels": LABELS, "memorized_layer": MEMORIZED}, ALPHA)
     loss.backward()
-    assert output.exit_logits.grad is None
-    (expected,) = torch.autograd.grad(everything, output.policy_logits)
-    torch.testing.assert_close(output.policy_logits.grad, expected)
-
-
-def test_joint_loss_teaches_policies_on_held_out_rows_alone(output):
-    batch = {"labels": LABELS, "memorized_layer": MEMORIZED, "held_out": HELD_OUT}
-    joint_loss(output, batch, ALPHA).backward()
-    everything = expectation(output, torch.ones(B, dtype=torch.bool))
-    (classifiers,) = torch.autograd.grad(everything, output.exit_logits)
-    torch.testing.assert_close(output.exit_logits.grad, classifiers)
-    (policies,) = torch.autograd.grad(expectation(output, HELD_OUT), output.policy_logits)
-    torch.testing.assert_close(output.policy_logits.grad, policies)
-    assert (output.policy_logits.grad[~HELD_OUT] == 0).all()
+    expected = 0.0
+    for row in range(B):
+        stay = torch.tensor(1.0)
+        for layer in range(L):
+            chance = output.policy_logits[row, layer].sigmoid() if layer < L - 1 else 1.0
+            price = ALPHA * (1 - MEMORIZED[row] / L) * (layer + 1)
+            cross_entropy = -output.exit_logits[row, layer].log_softmax(-1)[LABELS[row]]
+            expected = expected + stay * chance * (cross_entropy + price) / B
+            stay = stay * (1 - chance)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    leaves = (output.exit_logits, output.policy_logits)
+    for leaf, gradient in zip(leaves, torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(leaf.grad, gradient)

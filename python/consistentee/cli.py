@@ -56,7 +56,7 @@ def train(
     pooling: Annotated[Pooling, typer.Option(help="What a head reads of a layer.")] = Pooling.mean,
     policy_input: Annotated[
         PolicyInput, typer.Option(help="What a policy reads.")
-    ] = PolicyInput.prediction,
+    ] = PolicyInput.both,
     alpha: Annotated[
         float | None, typer.Option(help="Price of a layer in the reward: higher is faster.")
     ] = None,

@@ -49,7 +49,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         self,
         backbone: PreTrainedConfig | dict[str, Any] | None = None,
         pooling: str = "mean",
-        policy_input: str = "prediction",
+        policy_input: str = "both",
         policy_size: int = 32,
         criterion: str = "policy",
         threshold: float = 0.5,

@@ -123,25 +123,11 @@ def trunk_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor]) -> Tenso
     return depth_weighted_cross_entropy(output.exit_logits, batch["labels"])
 
 
-def policy_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Phase 2: the exact objective of the policies; rewards carry no gradient."""
-    cross_entropy = exit_cross_entropy(output.exit_logits.detach(), batch["labels"])
-    reward = hardness_guided_reward(cross_entropy, batch["memorized_layer"], alpha)
-    return exact_objective(exit_log_distribution(output.policy_logits), reward)
-
-
-def joint_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Phase 3: the exact objective; gradients through rewards, in held-out rows through policies.
-
-    Classifiers and trunk learn ``sum_l P(T = l) * CE_l`` from every row: each layer from the rows
-    that leave there. Rows of phase 1 teach no policy: their rewards are those of memory.
-    """
+def exact_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
+    """Phases 2 and 3: the exact objective; in phase 2 nothing but the policies takes gradients."""
     cross_entropy = exit_cross_entropy(output.exit_logits, batch["labels"])
     reward = hardness_guided_reward(cross_entropy, batch["memorized_layer"], alpha)
-    log_distribution = exit_log_distribution(output.policy_logits)
-    held_out = batch["held_out"].bool()[:, None]
-    log_distribution = torch.where(held_out, log_distribution, log_distribution.detach())
-    return exact_objective(log_distribution, reward)
+    return exact_objective(exit_log_distribution(output.policy_logits), reward)
 
 
 def has_native_bf16() -> bool:

@@ -14,8 +14,9 @@ class TrainingSettings:
     Args:
         epochs: of phase 1.
         policy_epochs: of phase 2, over the held-out rows.
-        joint_epochs: of phase 3.
-        batch_size: rows of a step.
+        joint_epochs: of phase 3, over the held-out rows.
+        batch_size: rows of a step in phases 1 and 3.
+        policy_batch_size: rows of a step in phase 2.
         learning_rate: of the backbone in phase 1.
         joint_learning_rate: of the backbone in phase 3.
         head_factor: in both, the heads' learning rate over the backbone's.
@@ -33,10 +34,11 @@ class TrainingSettings:
     policy_epochs: int = 30
     joint_epochs: int = 1
     batch_size: int = 32
+    policy_batch_size: int = 64
     learning_rate: float = 5e-5
-    joint_learning_rate: float = 2e-5
+    joint_learning_rate: float = 1e-5
     head_factor: float = 10.0
-    policy_learning_rate: float = 3e-3
+    policy_learning_rate: float = 2e-3
     held_out: float = 0.15
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)

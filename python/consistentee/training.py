@@ -1,11 +1,13 @@
 """Training in the phases of ConsistentEE (arXiv 2312.11882).
 
 1. ``trunk``: trunk and classifiers, on the depth-weighted cross-entropy of all layers.
-2. ``policies``: policies alone, on rows held out of phase 1. Classifiers are nearly always right on
-   rows they were trained on, so those rows would teach a policy to leave at once. The memorized
-   layers of the held-out rows come first.
-3. ``joint``: all together, on the exact objective; the policies still learn from the held-out rows
-   alone.
+2. ``policies``: policies alone, on the exact objective.
+3. ``joint``: all together, on the exact objective.
+
+Phases 2 and 3 learn from rows held out of phase 1. On rows it was trained on a classifier is nearly
+always right, and a policy would learn to leave at once. For the same reason classifiers are
+calibrated on the held-out rows before phase 2: the deeper the layer, the more it exaggerates, and a
+wrong answer given with too much confidence makes leaving early look better than it is.
 """
 
 from __future__ import annotations
@@ -34,10 +36,11 @@ from transformers import (
     set_seed,
 )
 
+from consistentee.calibration import best_temperatures, cool
 from consistentee.exit_states import exit_report, pooled_states
 from consistentee.hardness import memorized_layer
 from consistentee.modeling import ConsistentEEForSequenceClassification
-from consistentee.phases import PhaseTrainer, joint_loss, policy_loss, trunk_loss
+from consistentee.phases import PhaseTrainer, exact_loss, trunk_loss
 from consistentee.run_folder import Json, RunFolder, read_log
 from consistentee.settings import TrainingSettings
 
@@ -141,13 +144,14 @@ class _Training:
     def train(self) -> Json:
         phases = {"trunk": self.trunk()}
         held_out = self.train_data.select(np.flatnonzero(self.held_out))
-        states = pooled_states(self.model, held_out, self.collate)
+        states = pooled_states(self.model, held_out, self.collate).cpu()
         labels = torch.tensor(held_out["labels"])
         with torch.no_grad():
-            exit_logits = self.model(pooled_states=states).exit_logits
-        memorized = memorized_layer(exit_logits.cpu(), labels)
-        phases["policies"] = self.policies(states.cpu(), labels, memorized)
-        phases["joint"] = self.joint(memorized)
+            exit_logits = self.model(pooled_states=states.to(self.model.device)).exit_logits.cpu()
+        cool(self.model.heads, best_temperatures(exit_logits, labels))
+        memorized = memorized_layer(exit_logits, labels)
+        phases["policies"] = self.policies(states, labels, memorized)
+        phases["joint"] = self.joint(held_out, memorized)
         self.run.finish(self.save, {"phases": phases})
         return {"run": self.run.identity, "phases": phases}
 
@@ -163,6 +167,7 @@ class _Training:
             train_dataset=self.train_data.select(np.flatnonzero(~self.held_out)),
             data_collator=self.collate,
             epochs=settings.epochs,
+            batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             head_learning_rate=settings.learning_rate * settings.head_factor,
         )
@@ -174,10 +179,11 @@ class _Training:
         rows: Json = {"pooled_states": states, "labels": labels, "memorized_layer": memorized}
         log = self.phase(
             "policies",
-            loss=partial(policy_loss, alpha=self.model.config.alpha),
+            loss=partial(exact_loss, alpha=self.model.config.alpha),
             train_dataset=StackDataset(**rows),
             data_collator=default_data_collator,
             epochs=self.settings.policy_epochs,
+            batch_size=self.settings.policy_batch_size,
             head_learning_rate=self.settings.policy_learning_rate,
             dropout=False,
             checkpoint=False,
@@ -185,18 +191,15 @@ class _Training:
         self.model.requires_grad_(True)
         return log
 
-    def joint(self, memorized: Tensor) -> Json:
+    def joint(self, held_out: Dataset, memorized: Tensor) -> Json:
         settings = self.settings
-        # Only policies heed the price of depth: a row that teaches none needs no memorized layer.
-        layers = np.zeros(len(self.held_out), dtype=np.int64)
-        layers[self.held_out] = memorized.numpy()
-        data = self.train_data.add_column("memorized_layer", layers)
         return self.phase(
             "joint",
-            loss=partial(joint_loss, alpha=self.model.config.alpha),
-            train_dataset=data.add_column("held_out", self.held_out),
+            loss=partial(exact_loss, alpha=self.model.config.alpha),
+            train_dataset=held_out.add_column("memorized_layer", memorized.tolist()),
             data_collator=self.collate,
             epochs=settings.joint_epochs,
+            batch_size=settings.batch_size,
             learning_rate=settings.joint_learning_rate,
             head_learning_rate=settings.joint_learning_rate * settings.head_factor,
         )
@@ -211,7 +214,6 @@ class _Training:
         trainer = PhaseTrainer(
             model=self.model,
             output_dir=self.run.checkpoints(name),
-            batch_size=self.settings.batch_size,
             seed=self.settings.seed,
             bf16=self.settings.bf16,
             **options,
