@@ -74,6 +74,14 @@ def test_a_kill_between_the_output_and_the_work_folder_is_cleaned_up(tmp_path):
     assert not work.exists()
 
 
+def test_a_kill_before_the_run_has_a_name_leaves_room_for_it(tmp_path):
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "run.json.tmp").write_text('{"se')
+    RunFolder(tmp_path / "out", IDENTITY)
+    with pytest.raises(ValueError, match=r"another seed$"):
+        RunFolder(tmp_path / "out", {**IDENTITY, "seed": 2})
+
+
 def test_the_last_checkpoint_is_the_newest_whole_one(tmp_path):
     run = RunFolder(tmp_path / "out", IDENTITY)
     assert run.last_checkpoint("one") is None

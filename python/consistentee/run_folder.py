@@ -46,7 +46,7 @@ class RunFolder:
         if self.output.is_file() or (self.output.is_dir() and any(self.output.iterdir())):
             raise ValueError(f"output: expected a new folder, got {self.output}, which holds files")
         self.work.mkdir(parents=True, exist_ok=True)
-        if any(self.work.iterdir()):
+        if any(path.suffix != ".tmp" for path in self.work.iterdir()):
             self._check_identity(self.work, _read_json(self.work / RUN_FILE))
         else:
             _write_json(self.work / RUN_FILE, self.identity)
