@@ -183,9 +183,8 @@ class FastEarlyExitEncoder:
         with torch.inference_mode():
             limits = Limits(self._trunk.vocab_size, self._trunk.type_vocab_size, self.max_positions)
             inputs = pack_inputs(input_ids, attention_mask, token_type_ids, limits, self.device)
-            rows = len(inputs.cu_seqlens) - 1
-            results = ExitState.empty(rows, self._num_classes, self.device)
-            self._run(inputs, range(rows), results)
+            results = ExitState.empty(len(inputs.row_ids), self._num_classes, self.device)
+            self._run(inputs, results)
         return _output(results)
 
     def predict(
@@ -211,7 +210,7 @@ class FastEarlyExitEncoder:
         results = ExitState.empty(len(rows.ids), self._num_classes, self.device)
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
             for batch in batches:
-                self._run(pack_rows(rows, batch, self.device), batch, results)
+                self._run(pack_rows(rows, batch, self.device), results)
                 bar.update(len(batch))
         return _output(results)
 
@@ -219,10 +218,10 @@ class FastEarlyExitEncoder:
     def _num_classes(self) -> int:
         return self._exits[self.num_layers].weights.classifier_bias.shape[0]
 
-    def _run(self, inputs: PackedInputs, row_ids: Sequence[int], results: ExitState) -> None:
-        """Classify the rows of `inputs`; row i's results go to ``row_ids[i]``."""
+    def _run(self, inputs: PackedInputs, results: ExitState) -> None:
+        """Classify the rows of `inputs`; their ``row_ids`` index `results`."""
         hidden = self._trunk.embed(inputs.ids, inputs.types, inputs.positions)
-        batch = PackedBatch(hidden, inputs.cu_seqlens, torch.tensor(row_ids, device=self.device))
+        batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
         lengths = inputs.cu_seqlens.diff().tolist()
         for layer in range(1, self.num_layers + 1):
             if not lengths:

@@ -22,13 +22,14 @@ class Limits(NamedTuple):
 
 class PackedInputs(NamedTuple):
     """Tokens of B rows: ``ids``, ``types``, ``positions`` ``[T]`` int64, ``cu_seqlens [B+1]``
-    int32.
+    int32; ``row_ids [B]`` int64 says which of the caller's rows each one is.
     """
 
     ids: Tensor
     types: Tensor
     positions: Tensor
     cu_seqlens: Tensor
+    row_ids: Tensor
 
 
 def _check_integer_matrix(name: str, tensor: object, shape: torch.Size | None) -> Tensor:
@@ -96,7 +97,8 @@ def pack_inputs(
     rows, width = ids.shape
     if rows == 0:
         empty = torch.zeros(0, dtype=torch.int64, device=device)
-        return PackedInputs(empty, empty, empty, torch.zeros(1, dtype=torch.int32, device=device))
+        no_offsets = torch.zeros(1, dtype=torch.int32, device=device)
+        return PackedInputs(empty, empty, empty, no_offsets, empty)
     lengths = mask.sum(dim=1)
     if width == 0 or not bool((lengths > 0).all()):
         row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
@@ -104,7 +106,10 @@ def pack_inputs(
             f"attention_mask: expected at least one token a row, got none in row {row}"
         )
     columns = torch.arange(width, device=device).expand(rows, width)
-    stacked, cu_seqlens = pack(torch.stack((ids.long(), types.long(), columns), dim=-1), mask)
+    # Rows of one length side by side, so that attention runs them in one call.
+    row_ids = lengths.argsort(descending=True, stable=True)
+    tokens = torch.stack((ids.long(), types.long(), columns), dim=-1)
+    stacked, cu_seqlens = pack(tokens[row_ids], mask[row_ids])
     packed_ids, packed_types, positions = stacked.unbind(dim=1)
     longest = int(positions.max()) + 1
     if longest > limits.max_positions:
@@ -113,7 +118,7 @@ def pack_inputs(
         )
     _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
     _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
-    return PackedInputs(packed_ids, packed_types, positions, cu_seqlens)
+    return PackedInputs(packed_ids, packed_types, positions, cu_seqlens, row_ids)
 
 
 class TokenRows(NamedTuple):
@@ -157,4 +162,5 @@ def pack_rows(rows: TokenRows, chosen: Sequence[int], device: torch.device) -> P
         return torch.tensor(list(chain.from_iterable(lists[row] for row in chosen)), device=device)
 
     positions = torch.tensor(list(chain.from_iterable(map(range, lengths))), device=device)
-    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets.to(device))
+    row_ids = torch.tensor(chosen, device=device)
+    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets.to(device), row_ids)
