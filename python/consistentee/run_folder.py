@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from consistentee.files import write_json
+
 LOG_FILE = "training_log.json"
 RUN_FILE = "run.json"
 
@@ -49,7 +51,7 @@ class RunFolder:
         if any(path.suffix != ".tmp" for path in self.work.iterdir()):
             self._check_identity(self.work, _read_json(self.work / RUN_FILE))
         else:
-            _write_json(self.work / RUN_FILE, self.identity)
+            write_json(self.work / RUN_FILE, self.identity)
 
     def _check_identity(self, folder: Path, found: Json | None) -> None:
         if found is None:
@@ -104,7 +106,7 @@ class RunFolder:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
         save(temporary)
-        _write_json(temporary / LOG_FILE, log)
+        write_json(temporary / LOG_FILE, log)
         temporary.replace(folder)  # an empty folder of that name gives way
 
 
@@ -123,9 +125,3 @@ def _read_json(file: Path) -> Json | None:
         return json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
-
-
-def _write_json(file: Path, value: Json) -> None:
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(file)
