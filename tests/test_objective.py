@@ -8,6 +8,7 @@ import torch
 
 from consistentee.objective import (
     depth_weighted_cross_entropy,
+    error_probability,
     exact_objective,
     exit_cross_entropy,
     exit_log_distribution,
@@ -68,9 +69,15 @@ def test_one_layer_exits_there():
     assert exit_log_distribution(torch.zeros(2, 0)).tolist() == [[0.0], [0.0]]
 
 
+def test_error_probability():
+    cross_entropy = torch.tensor([[0.0, math.log(2.0), math.log(4.0), 200.0]])
+    expected = torch.tensor([[0.0, 0.5, 0.75, 1.0]])
+    torch.testing.assert_close(error_probability(cross_entropy), expected)
+
+
 def test_reward_by_hand():
-    cross_entropy = torch.tensor([[1.0, 0.5, 0.25, 0.0], [2.0, 2.0, 2.0, 2.0]])
-    reward = hardness_guided_reward(cross_entropy, torch.tensor([1, 4]), alpha=0.4)
+    loss = torch.tensor([[1.0, 0.5, 0.25, 0.0], [2.0, 2.0, 2.0, 2.0]])
+    reward = hardness_guided_reward(loss, torch.tensor([1, 4]), alpha=0.4)
     # Row 0 pays 0.4 * (1 - 1/4) = 0.3 a layer, row 1, memorized at the last, nothing.
     expected = torch.tensor([[-1.3, -1.1, -1.15, -1.2], [-2.0, -2.0, -2.0, -2.0]])
     torch.testing.assert_close(reward, expected)

@@ -5,11 +5,12 @@ import torch
 
 from consistentee.modeling import ConsistentEEOutput
 from consistentee.objective import depth_weighted_cross_entropy
-from consistentee.phases import exact_loss, trunk_loss
+from consistentee.phases import joint_loss, policy_loss, trunk_loss
 
 B, L, C, ALPHA = 4, 3, 2, 0.1
 LABELS = torch.tensor([0, 1, 1, 0])
 MEMORIZED = torch.tensor([1, 3, 2, 1])
+BATCH = {"labels": LABELS, "memorized_layer": MEMORIZED}
 
 
 @pytest.fixture
@@ -28,19 +29,43 @@ def test_trunk_loss_leaves_policies_alone(output):
     assert (output.exit_logits.grad != 0).all()
 
 
-def test_exact_loss_is_the_expectation_in_classifiers_and_policies(output):
-    loss = exact_loss(output, {"labels": LABELS, "memorized_layer": MEMORIZED}, ALPHA)
-    loss.backward()
-    expected = 0.0
+def by_hand(output: ConsistentEEOutput, costs: list[list[torch.Tensor]]) -> torch.Tensor:
+    """The mean over rows of sum_l P(T = l) * costs[row][l], one coin flip after the other."""
+    expected = torch.tensor(0.0)
     for row in range(B):
         stay = torch.tensor(1.0)
         for layer in range(L):
             chance = output.policy_logits[row, layer].sigmoid() if layer < L - 1 else 1.0
-            price = ALPHA * (1 - MEMORIZED[row] / L) * (layer + 1)
-            cross_entropy = -output.exit_logits[row, layer].log_softmax(-1)[LABELS[row]]
-            expected = expected + stay * chance * (cross_entropy + price) / B
+            expected = expected + stay * chance * costs[row][layer] / B
             stay = stay * (1 - chance)
+    return expected
+
+
+def test_policy_loss_is_the_expected_error_and_price_of_depth(output):
+    loss = policy_loss(output, BATCH, ALPHA)
+    loss.backward()
+    probability = output.exit_logits.detach().softmax(-1)
+    price = ALPHA * (1 - MEMORIZED / L)
+    costs = [
+        [1 - probability[row, layer, LABELS[row]] + price[row] * (layer + 1) for layer in range(L)]
+        for row in range(B)
+    ]
+    expected = by_hand(output, costs)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
-    leaves = (output.exit_logits, output.policy_logits)
-    for leaf, gradient in zip(leaves, torch.autograd.grad(expected, leaves), strict=True):
-        torch.testing.assert_close(leaf.grad, gradient)
+    (gradient,) = torch.autograd.grad(expected, output.policy_logits)
+    torch.testing.assert_close(output.policy_logits.grad, gradient)
+    assert output.exit_logits.grad is None
+
+
+def test_joint_loss_adds_the_cross_entropy_of_the_classifier_at_the_exit(output):
+    loss = joint_loss(output, BATCH, ALPHA)
+    loss.backward()
+    log_probability = output.exit_logits.log_softmax(-1)
+    costs = [[-log_probability[row, layer, LABELS[row]] for layer in range(L)] for row in range(B)]
+    expected = by_hand(output, costs)
+    of_policies = policy_loss(output, BATCH, ALPHA)
+    assert loss.item() == pytest.approx((expected + of_policies).item(), rel=1e-6)
+    (of_classifiers,) = torch.autograd.grad(expected, output.exit_logits, retain_graph=True)
+    torch.testing.assert_close(output.exit_logits.grad, of_classifiers)
+    (gradient,) = torch.autograd.grad(of_policies, output.policy_logits)
+    torch.testing.assert_close(output.policy_logits.grad, gradient)

@@ -34,8 +34,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         policy_size: width of a policy's hidden layer.
         criterion: the exit rule's score, see `consistentee_ext.heads.ExitRule`.
         threshold: the score above which a row exits, in (0, 1].
-        alpha: reward lost per layer run by the easiest row, in nats of cross-entropy; 0 puts no
-            price on depth.
+        alpha: the accuracy that a layer less is worth for the easiest row; 0 puts no price on
+            depth.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``.
 
     Raises:
@@ -53,7 +53,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         policy_size: int = 32,
         criterion: str = "policy",
         threshold: float = 0.5,
-        alpha: float = 0.05,
+        alpha: float = 0.04,
         **kwargs: Any,
     ) -> None:
         if backbone is None:

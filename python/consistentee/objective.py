@@ -50,21 +50,30 @@ def exit_log_distribution(policy_logits: Tensor) -> Tensor:
     return log_exit + log_reach
 
 
-def hardness_guided_reward(cross_entropy: Tensor, memorized_layer: Tensor, alpha: float) -> Tensor:
-    """What leaving at each layer is worth: ``R_l = -CE_l - alpha * (1 - m/L) * l``, ``[B, L]``.
+def error_probability(cross_entropy: Tensor) -> Tensor:
+    """``1 - P_l(y) = 1 - exp(-CE_l)``: how often a label drawn from layer l's prediction is wrong.
+
+    Args:
+        cross_entropy: ``[B, L]``.
+    """
+    return -torch.expm1(-cross_entropy)
+
+
+def hardness_guided_reward(loss: Tensor, memorized_layer: Tensor, alpha: float) -> Tensor:
+    """What leaving at each layer is worth: ``R_l = -loss_l - alpha * (1 - m/L) * l``, ``[B, L]``.
 
     Depth costs an easy row (small m) more than a hard one; a row memorized at the last layer alone
     runs for free (arXiv 2312.11882).
 
     Args:
-        cross_entropy: ``[B, L]``.
+        loss: what a layer's answer costs, ``[B, L]``: cross-entropy in the paper.
         memorized_layer: m in 1..L, ``[B]`` int64, see `consistentee.hardness`.
         alpha: the price of a layer, at least 0.
     """
-    num_layers = cross_entropy.shape[1]
-    layer = torch.arange(1, num_layers + 1, device=cross_entropy.device)
+    num_layers = loss.shape[1]
+    layer = torch.arange(1, num_layers + 1, device=loss.device)
     price = alpha * (1.0 - memorized_layer / num_layers)
-    return -cross_entropy - price[:, None] * layer
+    return -loss - price[:, None] * layer
 
 
 def exact_objective(log_distribution: Tensor, reward: Tensor) -> Tensor:

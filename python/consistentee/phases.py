@@ -13,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 from consistentee.modeling import ConsistentEEOutput
 from consistentee.objective import (
     depth_weighted_cross_entropy,
+    error_probability,
     exact_objective,
     exit_cross_entropy,
     exit_log_distribution,
@@ -123,11 +124,23 @@ def trunk_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor]) -> Tenso
     return depth_weighted_cross_entropy(output.exit_logits, batch["labels"])
 
 
-def exact_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Phases 2 and 3: the exact objective; in phase 2 nothing but the policies takes gradients."""
+def policy_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
+    """Phase 2: the exact objective of the policies, on the probability of a wrong answer.
+
+    Cross-entropy in its place has no bound: a few confident mistakes of the deep layers outweigh
+    what these get right, and the policies leave too early.
+    """
     cross_entropy = exit_cross_entropy(output.exit_logits, batch["labels"])
-    reward = hardness_guided_reward(cross_entropy, batch["memorized_layer"], alpha)
+    loss = error_probability(cross_entropy.detach())
+    reward = hardness_guided_reward(loss, batch["memorized_layer"], alpha)
     return exact_objective(exit_log_distribution(output.policy_logits), reward)
+
+
+def joint_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
+    """Phase 3: `policy_loss`, and each classifier's cross-entropy on the rows that leave at it."""
+    cross_entropy = exit_cross_entropy(output.exit_logits, batch["labels"])
+    exits = exit_log_distribution(output.policy_logits.detach())
+    return policy_loss(output, batch, alpha) + exact_objective(exits, -cross_entropy)
 
 
 def has_native_bf16() -> bool:

@@ -2,7 +2,7 @@
 
 1. ``trunk``: trunk and classifiers, on the depth-weighted cross-entropy of all layers.
 2. ``policies``: policies alone, on the exact objective.
-3. ``joint``: all together, on the exact objective.
+3. ``joint``: all together, each classifier on the rows that leave at it.
 
 Phases 2 and 3 learn from rows held out of phase 1. On rows it was trained on a classifier is nearly
 always right, and a policy would learn to leave at once. For the same reason classifiers are
@@ -40,7 +40,7 @@ from consistentee.calibration import best_temperatures, cool
 from consistentee.exit_states import exit_report, pooled_states
 from consistentee.hardness import memorized_layer
 from consistentee.modeling import ConsistentEEForSequenceClassification
-from consistentee.phases import PhaseTrainer, exact_loss, trunk_loss
+from consistentee.phases import PhaseTrainer, joint_loss, policy_loss, trunk_loss
 from consistentee.run_folder import Json, RunFolder, read_log
 from consistentee.settings import TrainingSettings
 
@@ -179,7 +179,7 @@ class _Training:
         rows: Json = {"pooled_states": states, "labels": labels, "memorized_layer": memorized}
         log = self.phase(
             "policies",
-            loss=partial(exact_loss, alpha=self.model.config.alpha),
+            loss=partial(policy_loss, alpha=self.model.config.alpha),
             train_dataset=StackDataset(**rows),
             data_collator=default_data_collator,
             epochs=self.settings.policy_epochs,
@@ -195,7 +195,7 @@ class _Training:
         settings = self.settings
         return self.phase(
             "joint",
-            loss=partial(exact_loss, alpha=self.model.config.alpha),
+            loss=partial(joint_loss, alpha=self.model.config.alpha),
             train_dataset=held_out.add_column("memorized_layer", memorized.tolist()),
             data_collator=self.collate,
             epochs=settings.joint_epochs,
