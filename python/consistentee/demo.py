@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,8 @@ from consistentee.settings import TrainingSettings
 
 EXAMPLES = 8
 # A small corpus takes more and longer steps than the defaults until its lower layers are any good,
-# and holds out too few rows for policies that read the state.
-EPOCHS = 5
-LEARNING_RATE = 1e-4
+# and has few rows to learn policies from: a larger share, and no policies that read the state.
+SETTINGS = TrainingSettings(epochs=5, learning_rate=1e-4, held_out=0.3)
 POLICY_INPUT = "prediction"
 THRESHOLDS = [*np.linspace(0.02, 0.98, 49).round(2).tolist(), 1.0]
 
@@ -44,7 +44,7 @@ def run_demo(output: Path, seed: int) -> dict[str, Any]:
     corpus, checkpoint = output / "data", output / "model"
     build_corpus(corpus, seed=seed)
     splits = load_splits([corpus])
-    settings = TrainingSettings(epochs=EPOCHS, learning_rate=LEARNING_RATE, seed=seed)
+    settings = replace(SETTINGS, seed=seed)
     train_on_splits(get_model_path(), splits, checkpoint, settings, policy_input=POLICY_INPUT)
     evaluation = evaluate_checkpoint(checkpoint, splits["test"])
     report = _report(checkpoint, splits["test"], evaluation)

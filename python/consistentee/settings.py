@@ -39,7 +39,7 @@ class TrainingSettings:
     joint_learning_rate: float = 1e-5
     head_factor: float = 10.0
     policy_learning_rate: float = 2e-3
-    held_out: float = 0.3
+    held_out: float = 0.2
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)
 
