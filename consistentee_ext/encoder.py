@@ -85,8 +85,9 @@ class FastEarlyExitEncoder:
         self.device = _usable_device(device or weight.device)
         self.backend = select_backend(self.device, backend)
         self.tokenizer = tokenizer
-        self._trunk = PackedBert(backbone, self.dtype, self.device)
         exits = model_exits(model, self.dtype, self.device)
+        pooling = exits[max(exits)].pooling
+        self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling)
         self.exit_layers = choose_exit_layers(list(exits), exit_layers)
         self._exits = {layer: exits[layer] for layer in self.exit_layers}
         if criterion is None:
@@ -222,18 +223,12 @@ class FastEarlyExitEncoder:
         """Classify the rows of `inputs`; their ``row_ids`` index `results`."""
         hidden = self._trunk.embed(inputs.ids, inputs.types, inputs.positions)
         batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
-        lengths = inputs.cu_seqlens.diff().tolist()
         for layer in range(1, self.num_layers + 1):
-            if not lengths:
+            if not len(batch.row_ids):
                 break
-            batch = batch._replace(hidden=self._trunk.run_layer(layer - 1, batch.hidden, lengths))
+            batch = self._trunk.run_layer(layer - 1, batch)
             if layer in self._exits:
-                survivors = self._exits[layer].step(
-                    batch, self._decision(layer), results, self.backend
-                )
-                if len(survivors.row_ids) < len(lengths):
-                    lengths = survivors.cu_seqlens.diff().tolist()
-                batch = survivors
+                batch = self._exits[layer].step(batch, self._decision(layer), results, self.backend)
 
     def _decision(self, layer: int) -> ExitDecision:
         return ExitDecision(

@@ -106,11 +106,11 @@ def pack_inputs(
             f"attention_mask: expected at least one token a row, got none in row {row}"
         )
     columns = torch.arange(width, device=device).expand(rows, width)
-    # Rows of one length side by side, so that attention runs them in one call.
+    # Rows of one length side by side, so that plain PyTorch attends to them in one call.
     row_ids = lengths.argsort(descending=True, stable=True)
-    tokens = torch.stack((ids.long(), types.long(), columns), dim=-1)
-    stacked, cu_seqlens = pack(tokens[row_ids], mask[row_ids])
-    packed_ids, packed_types, positions = stacked.unbind(dim=1)
+    packed_ids, cu_seqlens = pack(ids[row_ids], mask[row_ids])
+    kept = mask[row_ids].bool()
+    packed_types, positions = types[row_ids][kept], columns[kept]
     longest = int(positions.max()) + 1
     if longest > limits.max_positions:
         raise ValueError(
@@ -118,7 +118,7 @@ def pack_inputs(
         )
     _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
     _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
-    return PackedInputs(packed_ids, packed_types, positions, cu_seqlens, row_ids)
+    return PackedInputs(packed_ids.long(), packed_types.long(), positions, cu_seqlens, row_ids)
 
 
 class TokenRows(NamedTuple):

@@ -12,7 +12,13 @@ from torch import Tensor
 from consistentee_ext import reference
 from consistentee_ext.backend import availability
 from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext.packed import (
+    ExitDecision,
+    ExitState,
+    HeadWeights,
+    LayerNormWeights,
+    PackedBatch,
+)
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -39,6 +45,46 @@ def _check_batch(batch: PackedBatch) -> None:
     for name, tensor in (("cu_seqlens", cu_seqlens), ("row_ids", row_ids)):
         if tensor.device != hidden.device:
             raise ValueError(f"batch.{name}: expected device {hidden.device}, got {tensor.device}")
+
+
+def embed(
+    tokens: tuple[Tensor, Tensor, Tensor],
+    tables: tuple[Tensor, Tensor, Tensor],
+    norm: LayerNormWeights,
+    backend: str,
+) -> Tensor:
+    """Layer norm of the sum of three embeddings, ``[T, H]``.
+
+    Args:
+        tokens: word, segment and position ids, each ``[T]`` int64.
+        tables: of the same three, each ``[entries, H]``.
+        norm: weights in the dtype of the tables.
+        backend: ``"cpu"`` or ``"torch"``.
+    """
+    run = reference.embed if backend == "torch" else torch.ops.consistentee.embed
+    return run(*tokens, *tables, *norm)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    num_heads: int,
+    backend: str,
+) -> Tensor:
+    """Self-attention within each row, see `consistentee_ext.reference.attention`."""
+    run = reference.attention if backend == "torch" else torch.ops.consistentee.attention
+    return run(query, key, value, query_offsets, key_offsets, num_heads)
+
+
+def add_norm(hidden: Tensor, residual: Tensor, norm: LayerNormWeights, backend: str) -> Tensor:
+    """Layer norm of ``hidden + residual``, ``[T, H]``; may be written over `hidden`."""
+    if backend == "torch":
+        return reference.add_norm(hidden, residual, *norm)
+    torch.ops.consistentee.add_norm_(hidden, residual, *norm)
+    return hidden
 
 
 def mean_pool(batch: PackedBatch, backend: str) -> Tensor:
@@ -124,6 +170,18 @@ def _register_fakes() -> None:
             cu_seqlens.new_empty(rows + 1),
             row_ids.new_empty(rows),
         )
+
+    @torch.library.register_fake("consistentee::embed")
+    def _(ids: Tensor, types: Tensor, positions: Tensor, words: Tensor, *rest: object) -> Tensor:
+        return words.new_empty(ids.shape[0], words.shape[1])
+
+    @torch.library.register_fake("consistentee::attention")
+    def _(query: Tensor, *rest: object) -> Tensor:
+        return query.new_empty(query.shape)
+
+    @torch.library.register_fake("consistentee::add_norm_")
+    def _(hidden: Tensor, *rest: object) -> None:
+        return None
 
     @torch.library.register_fake("consistentee::mean_pool")
     def _(hidden: Tensor, cu_seqlens: Tensor) -> Tensor:

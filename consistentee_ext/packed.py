@@ -18,6 +18,11 @@ class PackedBatch(NamedTuple):
     cu_seqlens: Tensor
     row_ids: Tensor
 
+    def first_tokens(self) -> PackedBatch:
+        """The same rows, cut to their first token."""
+        rows = torch.arange(len(self.cu_seqlens), dtype=torch.int32, device=self.cu_seqlens.device)
+        return PackedBatch(self.hidden[self.cu_seqlens[:-1]], rows, self.row_ids)
+
 
 class HeadWeights(NamedTuple):
     """What the exit step reads of a head, in float32 whatever the dtype of the hidden state.
@@ -35,6 +40,14 @@ class HeadWeights(NamedTuple):
     score_weight: Tensor | None = None
     score_bias: Tensor | None = None
     policy_input: str | None = None
+
+
+class LayerNormWeights(NamedTuple):
+    """``weight [H]``, ``bias [H]`` in the dtype of the hidden states, and ``eps``."""
+
+    weight: Tensor
+    bias: Tensor
+    eps: float
 
 
 class ExitState(NamedTuple):

@@ -6,10 +6,11 @@ Letters: B rows, S padded length, T packed tokens, H hidden size, C classes, N r
 from __future__ import annotations
 
 import math
+from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
@@ -47,6 +48,78 @@ def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     total = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=torch.float32)
     total.index_add_(0, rows, hidden.float())
     return (total / lengths[:, None]).to(hidden.dtype)
+
+
+def embed(
+    ids: Tensor,
+    types: Tensor,
+    positions: Tensor,
+    word_table: Tensor,
+    type_table: Tensor,
+    position_table: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+) -> Tensor:
+    """Layer norm of word, segment and position embedding added up: ``[T, H]``.
+
+    Args:
+        ids: ``[T]`` int64, and so `types` and `positions`.
+        word_table: ``[entries, H]``, and so `type_table` and `position_table`.
+        weight: ``[H]``, and so `bias`, of the layer norm.
+        eps: added to the variance.
+    """
+    total = word_table[ids] + type_table[types] + position_table[positions]
+    return layer_norm(total, weight.shape, weight, bias, eps)
+
+
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_offsets: Tensor,
+    key_offsets: Tensor,
+    num_heads: int,
+) -> Tensor:
+    """``softmax(Q K^T / sqrt(d)) V`` within each row, heads of size ``d = H / num_heads``.
+
+    Neighbouring rows of one shape run as a batch: callers that sort by length get larger calls.
+
+    Args:
+        query: ``[Tq, H]``.
+        key: ``[T, H]``, and so `value`.
+        query_offsets: ``[B+1]`` int32: row i has the queries from its i-th to its next element.
+        key_offsets: ``[B+1]`` int32, of keys and values.
+        num_heads: a divisor of H.
+
+    Returns:
+        ``[Tq, H]``.
+    """
+    shapes = list(zip(query_offsets.diff().tolist(), key_offsets.diff().tolist(), strict=True))
+    context = torch.empty_like(query, memory_format=torch.contiguous_format)
+    first_query = first_key = 0
+    for (queries, keys), rows in groupby(shapes):
+        count = sum(1 for _ in rows)
+        next_query, next_key = first_query + count * queries, first_key + count * keys
+
+        def heads(tokens: Tensor, length: int, rows: int = count) -> Tensor:
+            return (
+                tokens.unflatten(-1, (num_heads, -1)).unflatten(0, (rows, length)).transpose(1, 2)
+            )
+
+        attended = scaled_dot_product_attention(
+            heads(query[first_query:next_query], queries),
+            heads(key[first_key:next_key], keys),
+            heads(value[first_key:next_key], keys),
+        )
+        context[first_query:next_query] = attended.transpose(1, 2).flatten(2).flatten(0, 1)
+        first_query, first_key = next_query, next_key
+    return context
+
+
+def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of ``hidden + residual``, both ``[T, H]``; `weight` and `bias` are ``[H]``."""
+    return layer_norm(hidden + residual, weight.shape, weight, bias, eps)
 
 
 def prediction_statistics(logits: Tensor, previous_label: Tensor) -> Tensor:

@@ -4,6 +4,23 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(consistentee, m) {
+  // ids, types, positions [T] int64, tables [entries, H] -> [T, H]: layer norm of the three
+  // embeddings' sum.
+  m.def(
+      "embed(Tensor ids, Tensor types, Tensor positions, Tensor word_table, Tensor type_table,"
+      " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
+
+  // query [Tq, H], key and value [T, H], offsets [B+1] int32 -> [Tq, H]. Rows of the three may lie
+  // apart.
+  m.def(
+      "attention(Tensor query, Tensor key, Tensor value, Tensor query_offsets,"
+      " Tensor key_offsets, int num_heads) -> Tensor");
+
+  // hidden [T, H] becomes the layer norm of hidden + residual.
+  m.def(
+      "add_norm_(Tensor(a!) hidden, Tensor residual, Tensor weight, Tensor bias, float eps)"
+      " -> ()");
+
   // hidden [T, H], cu_seqlens [B+1] int32 -> [B, H]: the mean of each row's tokens.
   m.def("mean_pool(Tensor hidden, Tensor cu_seqlens) -> Tensor");
 

@@ -7,31 +7,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.activations import ACT2FN
 
-from consistentee_ext.attention import packed_attention
+from consistentee_ext import ops
 from consistentee_ext.linear import Linear
-
-
-@dataclass(frozen=True)
-class _Norm:
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, x.shape[-1:], self.weight, self.bias, self.eps)
+from consistentee_ext.packed import LayerNormWeights, PackedBatch
 
 
 @dataclass(frozen=True)
 class _Layer:
-    qkv: Linear
+    query: Linear  # with keys and values, where `key_value` is None
+    key_value: Linear | None
     attention_output: Linear
-    attention_norm: _Norm
+    attention_norm: LayerNormWeights
     up: Linear
     down: Linear
-    output_norm: _Norm
+    output_norm: LayerNormWeights
 
 
 class PackedBert:
@@ -41,18 +32,24 @@ class PackedBert:
         model: the `BertModel`; its weights are read, never changed.
         dtype: of weights and hidden states.
         device: where they live.
+        backend: what runs attention and layer norms.
+        pooling: what the exit of the last layer reads; where that is ``"cls"``, the last layer
+            computes the first token of each row alone.
 
     Raises:
         ValueError: a decoder, or position embeddings that are not absolute.
     """
 
-    def __init__(self, model: Any, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self, model: Any, dtype: torch.dtype, device: torch.device, backend: str, pooling: str
+    ) -> None:
         config = model.config
         if config.is_decoder:
             raise ValueError("model: expected an encoder, got a config with is_decoder=True")
         position = getattr(config, "position_embedding_type", None) or "absolute"
         if position != "absolute":
             raise ValueError(f"model: expected absolute position embeddings, got {position!r}")
+        self.backend = backend
         self.num_heads: int = config.num_attention_heads
         self.max_positions: int = config.max_position_embeddings
         self.vocab_size: int = config.vocab_size
@@ -67,41 +64,55 @@ class PackedBert:
             weight = torch.cat([place(module.weight) for module in modules])
             return Linear(weight, torch.cat([place(module.bias) for module in modules]), gelu)
 
-        def norm(module: nn.LayerNorm) -> _Norm:
-            return _Norm(place(module.weight), place(module.bias), module.eps)
+        def norm(module: nn.LayerNorm) -> LayerNormWeights:
+            return LayerNormWeights(place(module.weight), place(module.bias), module.eps)
 
-        embeddings = model.embeddings
-        self._words = place(embeddings.word_embeddings.weight)
-        self._positions = place(embeddings.position_embeddings.weight)
-        self._types = place(embeddings.token_type_embeddings.weight)
-        self._embedding_norm = norm(embeddings.LayerNorm)
-        self.layers = [
-            _Layer(
-                qkv=linear(
-                    layer.attention.self.query,
-                    layer.attention.self.key,
-                    layer.attention.self.value,
-                ),
+        def pack(layer: Any, first_token_only: bool) -> _Layer:
+            attention = layer.attention.self
+            key_value = (attention.key, attention.value)
+            return _Layer(
+                query=linear(attention.query, *(() if first_token_only else key_value)),
+                key_value=linear(*key_value) if first_token_only else None,
                 attention_output=linear(layer.attention.output.dense),
                 attention_norm=norm(layer.attention.output.LayerNorm),
                 up=linear(layer.intermediate.dense, gelu=fused_gelu),
                 down=linear(layer.output.dense),
                 output_norm=norm(layer.output.LayerNorm),
             )
-            for layer in model.encoder.layer
-        ]
+
+        embeddings = model.embeddings
+        self._tables = (
+            place(embeddings.word_embeddings.weight),
+            place(embeddings.token_type_embeddings.weight),
+            place(embeddings.position_embeddings.weight),
+        )
+        self._embedding_norm = norm(embeddings.LayerNorm)
+        *others, last = model.encoder.layer
+        self.layers = [pack(layer, False) for layer in others]
+        self.layers.append(pack(last, pooling == "cls"))
 
     def embed(self, ids: Tensor, types: Tensor, positions: Tensor) -> Tensor:
         """Embeddings ``[T, H]`` of tokens, from ids, segment ids and positions ``[T]`` int64."""
-        hidden = self._words[ids] + self._types[types]
-        return self._embedding_norm(hidden + self._positions[positions])
+        return ops.embed((ids, types, positions), self._tables, self._embedding_norm, self.backend)
 
-    def run_layer(self, index: int, hidden: Tensor, lengths: list[int]) -> Tensor:
-        """Layer `index` (from 0) on ``hidden [T, H]``; `lengths` are the rows' tokens."""
+    def run_layer(self, index: int, batch: PackedBatch) -> PackedBatch:
+        """Layer `index` (from 0) on a packed batch; the last may leave first tokens alone."""
         layer = self.layers[index]
-        context = packed_attention(layer.qkv(hidden), lengths, self.num_heads)
-        hidden = layer.attention_norm(layer.attention_output(context) + hidden)
+        if layer.key_value is None:
+            out = batch
+            query, key, value = layer.query(batch.hidden).chunk(3, dim=-1)
+        else:
+            out = batch.first_tokens()
+            query = layer.query(out.hidden)
+            key, value = layer.key_value(batch.hidden).chunk(2, dim=-1)
+        context = ops.attention(
+            query, key, value, out.cu_seqlens, batch.cu_seqlens, self.num_heads, self.backend
+        )
+        hidden = ops.add_norm(
+            layer.attention_output(context), out.hidden, layer.attention_norm, self.backend
+        )
         inner = layer.up(hidden)
         if self._activation is not None:
             inner = self._activation(inner)
-        return layer.output_norm(layer.down(inner) + hidden)
+        hidden = ops.add_norm(layer.down(inner), hidden, layer.output_norm, self.backend)
+        return out._replace(hidden=hidden)

@@ -9,8 +9,39 @@ namespace consistentee {
 // Rows a kernel works on together: each weight is read once for all of them.
 constexpr int64_t kRowBlock = 4;
 
+// One head of one row: `queries` and `keys` are numbers of tokens, strides are of elements from
+// token to token.
 template <typename scalar_t>
-struct RowKernels {
+struct AttentionHead {
+  const scalar_t* query;
+  const scalar_t* key;
+  const scalar_t* value;
+  int64_t query_stride, key_stride, value_stride, out_stride;
+  int64_t queries, keys;
+  int64_t head_size;
+};
+
+template <typename scalar_t>
+struct LayerNorm {
+  const scalar_t* weight;  // [H]
+  const scalar_t* bias;    // [H]
+  int64_t hidden_size;
+  float eps;
+};
+
+// Tables [entries, H] and the entry of each of T tokens in them.
+template <typename scalar_t>
+struct Embeddings {
+  const scalar_t* words;
+  const scalar_t* positions;
+  const scalar_t* types;
+  const int64_t* ids;
+  const int64_t* position_ids;
+  const int64_t* type_ids;
+};
+
+template <typename scalar_t>
+struct Kernels {
   // Decides rows [begin, end) of pooled [B, H]; keep[row] is 1 where the row stays. `scratch` holds
   // exit_scratch(head) floats.
   void (*exit_rows)(
@@ -31,13 +62,32 @@ struct RowKernels {
       int64_t end,
       scalar_t* out,
       float* scratch);
+  // softmax(Q K^T / sqrt(head_size)) V; `scratch` holds attention_scratch(queries, head_size).
+  void (*attend_head)(const AttentionHead<scalar_t>& head, scalar_t* out, float* scratch);
+  // hidden = norm(hidden + residual) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  void (*add_norm_tokens)(
+      scalar_t* hidden,
+      const scalar_t* residual,
+      const LayerNorm<scalar_t>& norm,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+  // out = norm(word + type + position) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  void (*embed_tokens)(
+      const Embeddings<scalar_t>& tables,
+      const LayerNorm<scalar_t>& norm,
+      scalar_t* out,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
 };
 
 struct CpuKernels {
   const char* level;
-  RowKernels<float> f32;
-  RowKernels<BFloat16> bf16;
-  RowKernels<Half> f16;
+  int64_t (*attention_scratch)(int64_t queries, int64_t head_size);
+  Kernels<float> f32;
+  Kernels<BFloat16> bf16;
+  Kernels<Half> f16;
 };
 
 inline int64_t exit_scratch(const ExitHeadParams& head) {

@@ -1,0 +1,96 @@
+// attention: self-attention within each row of packed tokens.
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/batch.h"
+
+namespace consistentee {
+namespace {
+
+// Tokens [T, H] whose rows of a tensor may lie apart, as a slice of a wider product does.
+int64_t check_tokens(const Tensor& tokens, const char* name, const Tensor& like) {
+  if (tokens.dim() != 2 || tokens.stride(1) != 1 || tokens.scalar_type() != like.scalar_type()) {
+    fail(std::string(name) + ": expected shape [T, H], neighbours in H, and the dtype of query");
+  }
+  return tokens.stride(0);
+}
+
+// Offsets [B+1] that rise from 0 to `tokens`.
+const int32_t* check_offsets(
+    const Tensor& offsets, const char* name, int64_t rows, int64_t tokens) {
+  check_tensor(offsets, name, ScalarType::Int, {rows + 1});
+  const int32_t* values = data<int32_t>(offsets);
+  if (!std::is_sorted(values, values + rows + 1) || values[0] != 0 || values[rows] != tokens) {
+    fail(std::string(name) + ": expected offsets that rise from 0 to the number of tokens");
+  }
+  return values;
+}
+
+Tensor attention(
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& query_offsets,
+    const Tensor& key_offsets,
+    int64_t num_heads) {
+  const int64_t query_stride = check_tokens(query, "query", query);
+  const int64_t key_stride = check_tokens(key, "key", query);
+  const int64_t value_stride = check_tokens(value, "value", query);
+  const int64_t tokens = query.size(0), hidden_size = query.size(1);
+  if (key.size(1) != hidden_size || value.size(1) != hidden_size || key.size(0) != value.size(0)) {
+    fail("key, value: expected the same number of tokens, and the hidden size of query");
+  }
+  if (num_heads < 1 || hidden_size % num_heads) fail("num_heads: expected a divisor of H");
+  if (query_offsets.dim() != 1 || query_offsets.size(0) < 1) {
+    fail("query_offsets: expected a tensor of shape [B + 1]");
+  }
+  const int64_t rows = query_offsets.size(0) - 1;
+  const int32_t* queries = check_offsets(query_offsets, "query_offsets", rows, tokens);
+  const int32_t* keys = check_offsets(key_offsets, "key_offsets", rows, key.size(0));
+  int64_t most_queries = 0;
+  for (int64_t row = 0; row < rows; ++row) {
+    most_queries = std::max<int64_t>(most_queries, queries[row + 1] - queries[row]);
+  }
+
+  Tensor out = torch::stable::new_empty(query, {tokens, hidden_size});
+  dispatch(query, "query", [&](const auto& kernels, auto element) {
+    using scalar_t = decltype(element);
+    const int64_t head_size = hidden_size / num_heads, tasks = rows * num_heads;
+    const int64_t memory = cpu_kernels().attention_scratch(most_queries, head_size);
+    // Rows differ in length: a thread that is done takes the next task.
+    std::atomic<int64_t> next{0};
+    const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
+    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+      std::vector<float> scratch(memory);
+      for (int64_t task = next++; task < tasks; task = next++) {
+        const int64_t row = task / num_heads, column = task % num_heads * head_size;
+        const AttentionHead<scalar_t> head{
+            data<scalar_t>(query) + queries[row] * query_stride + column,
+            data<scalar_t>(key) + keys[row] * key_stride + column,
+            data<scalar_t>(value) + keys[row] * value_stride + column,
+            query_stride,
+            key_stride,
+            value_stride,
+            hidden_size,
+            queries[row + 1] - queries[row],
+            keys[row + 1] - keys[row],
+            head_size,
+        };
+        kernels.attend_head(
+            head,
+            mutable_data<scalar_t>(out) + queries[row] * hidden_size + column,
+            scratch.data());
+      }
+    });
+  });
+  return out;
+}
+
+}  // namespace
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("attention", TORCH_BOX(&consistentee::attention));
+}
