@@ -95,26 +95,27 @@ def attention(
     Returns:
         ``[Tq, H]``.
     """
-    shapes = list(zip(query_offsets.diff().tolist(), key_offsets.diff().tolist(), strict=True))
+    lengths = zip(query_offsets.diff().tolist(), key_offsets.diff().tolist(), strict=True)
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     first_query = first_key = 0
-    for (queries, keys), rows in groupby(shapes):
-        count = sum(1 for _ in rows)
-        next_query, next_key = first_query + count * queries, first_key + count * keys
-
-        def heads(tokens: Tensor, length: int, rows: int = count) -> Tensor:
-            return (
-                tokens.unflatten(-1, (num_heads, -1)).unflatten(0, (rows, length)).transpose(1, 2)
-            )
-
+    for (queries, keys), group in groupby(lengths):
+        rows = sum(1 for _ in group)
+        next_query, next_key = first_query + rows * queries, first_key + rows * keys
         attended = scaled_dot_product_attention(
-            heads(query[first_query:next_query], queries),
-            heads(key[first_key:next_key], keys),
-            heads(value[first_key:next_key], keys),
+            _split_heads(query[first_query:next_query], rows, num_heads),
+            _split_heads(key[first_key:next_key], rows, num_heads),
+            _split_heads(value[first_key:next_key], rows, num_heads),
         )
-        context[first_query:next_query] = attended.transpose(1, 2).flatten(2).flatten(0, 1)
+        context[first_query:next_query] = attended.transpose(1, 2).reshape(rows * queries, -1)
         first_query, first_key = next_query, next_key
     return context
+
+
+def _split_heads(tokens: Tensor, rows: int, num_heads: int) -> Tensor:
+    """``[rows * S, H]`` to ``[rows, num_heads, S, d]``."""
+    size = tokens.shape[1] // num_heads
+    length = len(tokens) // rows
+    return tokens.reshape(rows, length, num_heads, size).transpose(1, 2)
 
 
 def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
