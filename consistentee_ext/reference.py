@@ -106,7 +106,7 @@ def attention(
             _split_heads(key[first_key:next_key], rows, num_heads),
             _split_heads(value[first_key:next_key], rows, num_heads),
         )
-        context[first_query:next_query] = attended.transpose(1, 2).reshape(rows * queries, -1)
+        context[first_query:next_query] = attended.transpose(1, 2).reshape(-1, query.shape[1])
         first_query, first_key = next_query, next_key
     return context
 
