@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from consistentee.demo_corpus import build_corpus
 from consistentee.evaluation import Batch, load_model, padded_batches
 from consistentee.runs import train_on_splits
 from consistentee.settings import TrainingSettings
-from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder, ops
+from consistentee_ext import FastEarlyExitEncoder, ops
 from consistentee_ext.exits import Exit
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
@@ -40,8 +40,6 @@ TEXTS = ("sst2", "rte")
 BERT_BASE_ROWS = 192
 # Share of rows that leave at each of 12 layers: a mean exit layer of 5.5, a layer ratio of 2.2.
 EXIT_SHARES = (0.0, 0.22, 0.18, 0.15, 0.1, 0.08, 0.0, 0.07, 0.0, 0.0, 0.0, 0.2)
-
-Runner = Callable[[Batch], EarlyExitOutput]
 
 
 @dataclass(frozen=True)
@@ -74,42 +72,41 @@ class Workload:
     def encoder(self, **options: Any) -> FastEarlyExitEncoder:
         return FastEarlyExitEncoder(self.model, **options)
 
-    def early_exit(self, batches: list[Batch], **options: Any) -> Callable[[], torch.Tensor]:
-        """A pass over `batches`, this workload's rows in their order: exit layers ``[N]``."""
-        encoder = self.encoder(**options)
+    def early_exit(
+        self, encoder: FastEarlyExitEncoder, batches: list[Batch]
+    ) -> Callable[[], torch.Tensor]:
+        """A pass over `batches`, this workload's rows in their order; it returns ``[N]`` layers."""
         if self.exit_layers is None:
             return lambda: torch.cat([encoder(**batch).exit_layers for batch in batches])
-        starts = np.cumsum([0, *(len(batch["input_ids"]) for batch in batches)])
         replay = Replay(encoder)
+        exit_layers = self.exit_layers.split([len(batch["input_ids"]) for batch in batches])
+        pairs = list(zip(batches, exit_layers, strict=True))
+        return lambda: torch.cat([replay(batch, layers) for batch, layers in pairs])
 
-        def run() -> torch.Tensor:
-            return torch.cat(
-                [
-                    replay(batch, self.exit_layers[start:stop])  # type: ignore[index]
-                    for batch, start, stop in zip(batches, starts, starts[1:], strict=False)
-                ]
-            )
-
-        return run
+    @cached_property
+    def layer_ratio(self) -> float:
+        """L over the mean exit layer."""
+        exit_layers = self.early_exit(self.encoder(), self.batches)()
+        return len(self.model.heads) / exit_layers.double().mean().item()
 
 
 class Replay:
     """An encoder whose rows leave at given layers.
 
-    Every exit step runs in full, with a threshold that no row passes; the rows whose turn it is then
-    leave by the compaction that the step would have done.
+    Every exit step runs in full, with a threshold that no row passes; the rows whose turn it is
+    then leave by the compaction that the step would have done.
     """
 
     def __init__(self, encoder: FastEarlyExitEncoder) -> None:
         encoder.threshold = 1.0
-        encoder._exits = {layer: _ReplayedExit(e, self) for layer, e in encoder._exits.items()}  # type: ignore[misc]
+        exits: Any = {layer: _ReplayedExit(e, self) for layer, e in encoder._exits.items()}
+        encoder._exits = exits
         self.encoder = encoder
         self.exit_layers = torch.empty(0)
 
     def __call__(self, batch: Batch, exit_layers: torch.Tensor) -> torch.Tensor:
         self.exit_layers = exit_layers
-        self.encoder(**batch)
-        return exit_layers
+        return self.encoder(**batch).exit_layers
 
 
 @dataclass(frozen=True)
@@ -126,6 +123,7 @@ class _ReplayedExit:
     ) -> PackedBatch:
         batch = self.exit.step(batch, decision, results, backend)
         keep = self.replay.exit_layers[batch.row_ids] > decision.layer
+        results.exit_layers[batch.row_ids[~keep]] = decision.layer
         return batch if bool(keep.all()) else ops.compact(batch, keep, backend)
 
 
@@ -139,7 +137,10 @@ def load_workload(model: str, text: str, batch_size: int) -> Workload:
     rows = encode(
         table.select(range(min(BERT_BASE_ROWS, len(table)))), tokenizer, 512, label_names(table)
     )
-    exit_layers = np.random.default_rng(0).choice(12, size=len(rows), p=EXIT_SHARES) + 1
+    # The share of rows up to each layer, to the nearest row; then shuffled.
+    bounds = np.round(np.cumsum(EXIT_SHARES) * len(rows))
+    exit_layers = 1 + np.searchsorted(bounds, np.arange(len(rows)), side="right")
+    exit_layers = np.random.default_rng(0).permutation(exit_layers)
     return Workload(
         f"BERT-base, random weights, {text} dev: {len(rows)} rows, batches of {batch_size}",
         _bert_base(),

@@ -61,7 +61,7 @@ def embed(
         norm: weights in the dtype of the tables.
         backend: ``"cpu"`` or ``"torch"``.
     """
-    run = reference.embed if backend == "torch" else torch.ops.consistentee.embed
+    run = reference.embed if backend == "torch" else torch.ops.consistentee.embed.default
     return run(*tokens, *tables, *norm)
 
 
@@ -75,7 +75,7 @@ def attention(
     backend: str,
 ) -> Tensor:
     """Self-attention within each row, see `consistentee_ext.reference.attention`."""
-    run = reference.attention if backend == "torch" else torch.ops.consistentee.attention
+    run = reference.attention if backend == "torch" else torch.ops.consistentee.attention.default
     return run(query, key, value, query_offsets, key_offsets, num_heads)
 
 
@@ -83,7 +83,7 @@ def add_norm(hidden: Tensor, residual: Tensor, norm: LayerNormWeights, backend: 
     """Layer norm of ``hidden + residual``, ``[T, H]``; may be written over `hidden`."""
     if backend == "torch":
         return reference.add_norm(hidden, residual, *norm)
-    torch.ops.consistentee.add_norm_(hidden, residual, *norm)
+    torch.ops.consistentee.add_norm_.default(hidden, residual, *norm)
     return hidden
 
 
@@ -92,7 +92,7 @@ def mean_pool(batch: PackedBatch, backend: str) -> Tensor:
     _check_batch(batch)
     if backend == "torch":
         return reference.pool(batch.hidden, batch.cu_seqlens, "mean")
-    return torch.ops.consistentee.mean_pool(batch.hidden, batch.cu_seqlens)
+    return torch.ops.consistentee.mean_pool.default(batch.hidden, batch.cu_seqlens)
 
 
 def compact(batch: PackedBatch, keep: Tensor, backend: str) -> PackedBatch:
@@ -101,7 +101,7 @@ def compact(batch: PackedBatch, keep: Tensor, backend: str) -> PackedBatch:
     _check("keep", keep, tuple(batch.row_ids.shape), torch.bool)
     if backend == "torch":
         return reference.compact(batch, keep)
-    return PackedBatch(*torch.ops.consistentee.compact(*batch, keep))
+    return PackedBatch(*torch.ops.consistentee.compact.default(*batch, keep))
 
 
 def exit_step(
@@ -144,7 +144,7 @@ def exit_step(
     if backend == "torch":
         return reference.exit_step(batch, pooled, weights, decision, results)
     policy_input = weights.policy_input
-    survivors = torch.ops.consistentee.exit_step(
+    survivors = torch.ops.consistentee.exit_step.default(
         *batch,
         pooled,
         *weights[:6],
@@ -156,7 +156,8 @@ def exit_step(
         decision.last,
         *results,
     )
-    return PackedBatch(*survivors)
+    stay = PackedBatch(*survivors)
+    return batch if stay.row_ids.numel() == rows else stay
 
 
 def _register_fakes() -> None:

@@ -31,7 +31,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " -> (Tensor, Tensor, Tensor)");
 
   // pooled [B, H] is the pooler's product before tanh; head weights and results are float32.
-  // Returns hidden, cu_seqlens and row_ids of the rows that stay.
+  // Returns hidden, cu_seqlens and row_ids of the rows that stay; where all of them do, hidden is
+  // [0, H]: the caller's own is what stays, and nothing is copied.
   m.def(
       "exit_step(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled,"
       " Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight,"

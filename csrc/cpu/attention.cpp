@@ -28,6 +28,19 @@ const int32_t* check_offsets(
   return values;
 }
 
+template <typename scalar_t>
+void prefetch(const AttentionHead<scalar_t>& head) {
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  const auto lines = [&](const scalar_t* tokens, int64_t stride, int64_t count) {
+    for (int64_t token = 0; token < count; ++token, tokens += stride) {
+      for (int64_t i = 0; i < head.head_size; i += kLine) __builtin_prefetch(tokens + i, 0, 2);
+    }
+  };
+  lines(head.query, head.query_stride, head.queries);
+  lines(head.key, head.key_stride, head.keys);
+  lines(head.value, head.value_stride, head.keys);
+}
+
 Tensor attention(
     const Tensor& query,
     const Tensor& key,
@@ -57,31 +70,41 @@ Tensor attention(
   Tensor out = torch::stable::new_empty(query, {tokens, hidden_size});
   dispatch(query, "query", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
-    const int64_t head_size = hidden_size / num_heads, tasks = rows * num_heads;
+    const int64_t head_size = hidden_size / num_heads;
     const int64_t memory = cpu_kernels().attention_scratch(most_queries, head_size);
+    const int64_t threads = torch::stable::get_num_threads();
+    // With rows enough for all threads, one takes all heads of a row: while it computes one head,
+    // the next is on its way from memory.
+    const int64_t heads = rows >= 4 * threads ? num_heads : 1;
+    const int64_t groups = num_heads / heads, tasks = rows * groups;
+    const auto head_at = [&](int64_t row, int64_t head) {
+      const int64_t column = head * head_size;
+      return AttentionHead<scalar_t>{
+          data<scalar_t>(query) + queries[row] * query_stride + column,
+          data<scalar_t>(key) + keys[row] * key_stride + column,
+          data<scalar_t>(value) + keys[row] * value_stride + column,
+          query_stride,
+          key_stride,
+          value_stride,
+          hidden_size,
+          queries[row + 1] - queries[row],
+          keys[row + 1] - keys[row],
+          head_size,
+      };
+    };
     // Rows differ in length: a thread that is done takes the next task.
     std::atomic<int64_t> next{0};
-    const int64_t threads = std::min<int64_t>(torch::stable::get_num_threads(), tasks);
-    torch::stable::parallel_for(0, threads, 1, [&](int64_t, int64_t) {
+    torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
       std::vector<float> scratch(memory);
       for (int64_t task = next++; task < tasks; task = next++) {
-        const int64_t row = task / num_heads, column = task % num_heads * head_size;
-        const AttentionHead<scalar_t> head{
-            data<scalar_t>(query) + queries[row] * query_stride + column,
-            data<scalar_t>(key) + keys[row] * key_stride + column,
-            data<scalar_t>(value) + keys[row] * value_stride + column,
-            query_stride,
-            key_stride,
-            value_stride,
-            hidden_size,
-            queries[row + 1] - queries[row],
-            keys[row + 1] - keys[row],
-            head_size,
-        };
-        kernels.attend_head(
-            head,
-            mutable_data<scalar_t>(out) + queries[row] * hidden_size + column,
-            scratch.data());
+        const int64_t row = task / groups, first = task % groups * heads;
+        for (int64_t head = first; head < first + heads; ++head) {
+          if (head + 1 < first + heads) prefetch(head_at(row, head + 1));
+          kernels.attend_head(
+              head_at(row, head),
+              mutable_data<scalar_t>(out) + queries[row] * hidden_size + head * head_size,
+              scratch.data());
+        }
       }
     });
   });

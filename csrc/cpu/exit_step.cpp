@@ -1,5 +1,6 @@
 // exit_step: classifier, policy, decision and results of B rows in one pass, then compaction.
 
+#include <algorithm>
 #include <optional>
 #include <vector>
 
@@ -111,6 +112,10 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
           scratch.data());
     });
   });
+  if (std::find(keep.begin(), keep.end(), 0) == keep.end()) {
+    const Tensor nothing_copied = torch::stable::new_empty(hidden, {0, batch.hidden_size});
+    return {nothing_copied, torch::stable::clone(cu_seqlens), torch::stable::clone(row_ids)};
+  }
   return compact_rows(batch, hidden, row_ids, keep.data());
 }
 

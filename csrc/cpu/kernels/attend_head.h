@@ -78,7 +78,8 @@ void unpack_queries(
     const int64_t count = std::min(kQueryBlock, rows - first);
     if (count < kQueryBlock) std::fill(target, target + size * kQueryBlock, 0.0f);
     for (int64_t lane = 0; lane < count; ++lane, source += stride) {
-      for (int64_t i = 0; i < size; ++i) target[i * kQueryBlock + lane] = scale * to_float(source[i]);
+      for (int64_t i = 0; i < size; ++i)
+        target[i * kQueryBlock + lane] = scale * to_float(source[i]);
     }
   }
 }
@@ -136,7 +137,13 @@ void attend_head(const AttentionHead<scalar_t>& head, scalar_t* out, float* memo
       float shrink[kQueryBlock];
       std::fill(scratch.scores, scratch.scores + keys * kQueryBlock, 0.0f);
       multiply(
-          keys, columns, size, {scratch.keys, width, 1}, query, kQueryBlock, scratch.scores,
+          keys,
+          columns,
+          size,
+          {scratch.keys, width, 1},
+          query,
+          kQueryBlock,
+          scratch.scores,
           kQueryBlock);
       for (int64_t i = 0; i < columns; i += kLanes) {
         soften(
@@ -149,7 +156,13 @@ void attend_head(const AttentionHead<scalar_t>& head, scalar_t* out, float* memo
         }
       }
       multiply(
-          count, width, keys, {scratch.scores, 1, kQueryBlock}, scratch.values, width, context,
+          count,
+          width,
+          keys,
+          {scratch.scores, 1, kQueryBlock},
+          scratch.values,
+          width,
+          context,
           width);
     }
   }

@@ -1,0 +1,220 @@
+"""What a workload can be run with: ours, the engines a user would pick instead, and the limit.
+
+An engine is a function from a workload to a pass over all its rows. Every engine has the same
+weights, the same token ids, the same threads, and its best settings, named beside it. One whose
+package is not installed raises ImportError.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from baselines import published_early_exit
+from torch import Tensor, nn
+from workloads import Workload
+
+from consistentee import ConsistentEEForSequenceClassification
+from consistentee.evaluation import full_depth_logits
+from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.packed import PackedBatch
+
+Pass = Callable[[], Any]
+
+
+class FullDepth(nn.Module):
+    """The Hugging Face model with its last head alone: what is exported to other engines."""
+
+    def __init__(self, model: ConsistentEEForSequenceClassification) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
+        names = ("input_ids", "attention_mask", "token_type_ids")
+        batch = dict(zip(names, (input_ids, attention_mask, token_type_ids), strict=True))
+        return full_depth_logits(self.model, batch)
+
+
+def hugging_face(workload: Workload, attention: str, dtype: torch.dtype = torch.float32) -> Pass:
+    model = _copy(workload.model, dtype)
+    model.set_attn_implementation(attention)
+    return lambda: [full_depth_logits(model, batch) for batch in workload.batches]
+
+
+def compiled(workload: Workload) -> Pass:
+    """torch.compile, weights frozen and prepacked, one graph for all shapes."""
+    import torch._inductor.config as inductor
+
+    model = _copy(workload.model, torch.float32)
+    model.set_attn_implementation("sdpa")
+    with inductor.patch(freezing=True):
+        run = torch.compile(FullDepth(model), dynamic=True)
+        with torch.no_grad():
+            run(**workload.batches[0])
+
+    def all_batches() -> None:
+        with inductor.patch(freezing=True), torch.no_grad():
+            for batch in workload.batches:
+                run(**batch)
+
+    return all_batches
+
+
+def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
+    """ONNX Runtime, graph fused by its transformer optimiser; int8: dynamic quantisation."""
+    import onnx
+    import onnxruntime
+    from onnxruntime.quantization import quantize_dynamic
+    from onnxruntime.transformers.optimizer import optimize_model
+
+    config = workload.model.config.backbone
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "model.onnx")
+        module = FullDepth(_copy(workload.model, torch.float32, "eager")).eval()
+        names = list(workload.batches[0])
+        torch.onnx.export(
+            module,
+            tuple(workload.batches[0].values()),
+            path,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={name: {0: "rows", 1: "tokens"} for name in names},
+            dynamo=False,
+        )
+        optimized = optimize_model(
+            path, "bert", num_heads=config.num_attention_heads, hidden_size=config.hidden_size
+        )
+        optimized.save_model_to_file(path)
+        if int8:
+            # The optimiser's fused nodes are of another domain: their types are not inferred.
+            unknown = {"DefaultTensorType": onnx.TensorProto.FLOAT}
+            quantize_dynamic(path, path, extra_options=unknown)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+    inputs = [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
+    return lambda: [session.run(None, batch) for batch in inputs]
+
+
+def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> Pass:
+    """OpenVINO, latency hint; int8: weights and activations by NNCF, calibrated on these rows."""
+    import openvino
+
+    module = FullDepth(_copy(workload.model, torch.float32, "sdpa")).eval()
+    model = openvino.convert_model(module, example_input=workload.batches[0])
+    inputs = [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
+    if int8:
+        import nncf
+
+        model = nncf.quantize(model, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER)
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+    }
+    compiled_model = openvino.Core().compile_model(model, "CPU", settings)
+    return lambda: [compiled_model(batch) for batch in inputs]
+
+
+def published(workload: Workload) -> Pass:
+    """Early exit as published: one row at a time, a look at the policy on the host."""
+    model = _copy(workload.model, torch.float32, "sdpa")
+    layers = workload.exit_layers
+    exits = [None] * len(workload.rows) if layers is None else layers.tolist()
+    rows = list(zip(workload.rows, exits, strict=True))
+    return lambda: [published_early_exit(model, row, layer) for row, layer in rows]
+
+
+def ours(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
+    return workload.early_exit(workload.encoder(dtype=dtype), workload.batches)
+
+
+def ours_one_by_one(workload: Workload) -> Pass:
+    return workload.early_exit(workload.encoder(), workload.rows)
+
+
+def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
+    encoder = workload.encoder(dtype=dtype, exit_layers=[])
+    return lambda: [encoder(**batch) for batch in workload.batches]
+
+
+def truncated(workload: Workload) -> Pass:
+    """Ours, the first L / ratio layers alone: the same layers for every row."""
+    model = _copy(workload.model, torch.float32)
+    layers = round(len(model.heads) / workload.layer_ratio)
+    model.backbone.encoder.layer = model.backbone.encoder.layer[:layers]
+    model.heads = model.heads[:layers]
+    encoder = FastEarlyExitEncoder(model, exit_layers=[])
+    return lambda: [encoder(**batch) for batch in workload.batches]
+
+
+def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
+    """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
+    encoder = workload.encoder(dtype=dtype)
+    trunk = encoder._trunk
+    run_layer = trunk.run_layer
+    steps: list[tuple[Any, int]] = []
+
+    def record(index: int, batch: PackedBatch) -> PackedBatch:
+        steps.append((trunk.layers[index], len(batch.hidden)))
+        return run_layer(index, batch)
+
+    trunk.run_layer = record  # type: ignore[method-assign]
+    workload.early_exit(encoder, workload.batches)()
+    config = workload.model.config.backbone
+    most = max(tokens for _, tokens in steps)
+    hidden = torch.randn(most, config.hidden_size).to(dtype)
+    inner = torch.randn(most, config.intermediate_size).to(dtype)
+
+    def run() -> None:
+        for layer, tokens in steps:
+            layer.query(hidden[:tokens])
+            layer.attention_output(hidden[:tokens])
+            layer.up(hidden[:tokens])
+            layer.down(inner[:tokens])
+
+    return run
+
+
+BF16 = torch.bfloat16
+OURS, OURS_BF16 = "ours, exits", "ours, exits, bf16"
+FULL, FULL_BF16 = "ours, full depth", "ours, full depth, bf16"
+LIMIT, LIMIT_BF16 = "GEMM limit", "GEMM limit, bf16"
+
+ENGINES: dict[str, Callable[[Workload], Pass]] = {
+    "Hugging Face, eager attention": partial(hugging_face, attention="eager"),
+    "Hugging Face, sdpa attention": partial(hugging_face, attention="sdpa"),
+    "Hugging Face, eager attention, bf16": partial(hugging_face, attention="eager", dtype=BF16),
+    "torch.compile, frozen": compiled,
+    "ONNX Runtime": onnx_runtime,
+    "ONNX Runtime, int8": partial(onnx_runtime, int8=True),
+    "OpenVINO": openvino,
+    "OpenVINO, bf16": partial(openvino, precision="bf16"),
+    "OpenVINO, int8": partial(openvino, int8=True),
+    "the published way: batch 1, early exit": published,
+    "truncated to L / ratio layers, packed": truncated,
+    FULL: ours_full_depth,
+    FULL_BF16: partial(ours_full_depth, dtype=BF16),
+    "ours, exits, one by one": ours_one_by_one,
+    OURS: ours,
+    OURS_BF16: partial(ours, dtype=BF16),
+    LIMIT: gemm_limit,
+    LIMIT_BF16: partial(gemm_limit, dtype=BF16),
+}
+
+
+def _copy(
+    model: ConsistentEEForSequenceClassification,
+    dtype: torch.dtype,
+    attention: str | None = None,
+) -> ConsistentEEForSequenceClassification:
+    """The model once more: an engine may change what it is given."""
+    twin = type(model)(model.config)
+    twin.load_state_dict(model.state_dict())
+    if attention is not None:
+        twin.set_attn_implementation(attention)
+    return twin.to(dtype).eval()
