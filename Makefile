@@ -18,7 +18,7 @@ CXX_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -
 # One line a package in place of pip's progress bars.
 PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
 
-.PHONY: help install demo test bench lint format types test-abi cuda clean
+.PHONY: help install demo test bench lint format types test-abi sanitize cuda clean
 
 help:
 	@echo "make demo      train, evaluate and report on text found on this machine (runs/demo)"
@@ -27,6 +27,7 @@ help:
 	@echo "make lint      ruff, clang-format; make format applies them"
 	@echo "make types     mypy"
 	@echo "make test-abi  one wheel under two versions of torch"
+	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make cuda      compile the CUDA library (needs a CUDA toolkit, no GPU)"
 	@echo "make clean     remove builds and environments"
 	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH) choose the interpreter and the torch of $(VENV)"
@@ -78,6 +79,12 @@ test-abi: install $(NEWEST)/.torch
 	$(BIN)/pip install --no-deps --target build/abi/site build/abi/*.whl $(PROGRESS)
 	PYTHONPATH=build/abi/site $(BIN)/python tests/abi_check.py
 	PYTHONPATH=build/abi/site $(NEWEST)/bin/python tests/abi_check.py
+
+sanitize: install
+	CONSISTENTEE_FORCE_CUDA=0 PATH="$(abspath $(BIN)):$$PATH" \
+	  cmake -S . -B build/sanitize -G Ninja --fresh -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCONSISTENTEE_SANITIZE=ON
+	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize --target kernels_test
+	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/sanitize --output-on-failure
 
 cuda: install
 	PATH="$(abspath $(BIN)):$$PATH" CONSISTENTEE_FORCE_CUDA=1 \

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engines import ENGINES, FULL, FULL_BF16, LIMIT, LIMIT_BF16, OURS, OURS_BF16, Pass
+from engines import ENGINES, FULL, FULL_BF16, LIMIT, LIMIT_BF16, OURS, OURS_BF16
 from report import environment, print_table, save_plot
-from workloads import MODELS, RUNS, TEXTS, Workload, load_workload
+from workloads import MODELS, RUNS, TEXTS, Pass, Workload, load_workload
 
 from consistentee.evaluation import time_passes
 
@@ -52,7 +52,7 @@ def compare(workload: Workload, names: list[str], repeats: int) -> dict[str, Any
             passes[name] = ENGINES[name](workload)
         except ImportError as error:
             absent[name] = str(error)
-    rows = {
+    rows: dict[str, dict[str, Any]] = {
         name: {
             "median": statistics.median(seconds),
             "spread": (max(seconds) - min(seconds)) / statistics.median(seconds),
@@ -60,6 +60,8 @@ def compare(workload: Workload, names: list[str], repeats: int) -> dict[str, Any
         }
         for name, seconds in time_passes(passes, repeats).items()
     }
+    for name, run in passes.items():
+        rows[name]["accuracy"] = workload.accuracy(run())
     for name, (full, limit) in PARTNERS.items():
         if name in rows:
             rows[name]["layer_ratio"] = workload.layer_ratio

@@ -1,8 +1,8 @@
 """What a workload can be run with: ours, the engines a user would pick instead, and the limit.
 
-An engine is a function from a workload to a pass over all its rows. Every engine has the same
-weights, the same token ids, the same threads, and its best settings, named beside it. One whose
-package is not installed raises ImportError.
+An engine is a function from a workload to a pass over all its rows, which returns the logits of
+each batch. Every engine has the same weights, the same token ids, the same threads, and its best
+settings, named beside it. One whose package is not installed raises ImportError.
 """
 
 from __future__ import annotations
@@ -16,14 +16,12 @@ from typing import Any
 import torch
 from baselines import published_early_exit
 from torch import Tensor, nn
-from workloads import Workload
+from workloads import Pass, Workload
 
 from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.packed import PackedBatch
-
-Pass = Callable[[], Any]
 
 
 class FullDepth(nn.Module):
@@ -56,10 +54,9 @@ def compiled(workload: Workload) -> Pass:
         with torch.no_grad():
             run(**workload.batches[0])
 
-    def all_batches() -> None:
+    def all_batches() -> list[Tensor]:
         with inductor.patch(freezing=True), torch.no_grad():
-            for batch in workload.batches:
-                run(**batch)
+            return [run(**batch) for batch in workload.batches]
 
     return all_batches
 
@@ -97,7 +94,7 @@ def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
     inputs = [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
-    return lambda: [session.run(None, batch) for batch in inputs]
+    return lambda: [session.run(None, batch)[0] for batch in inputs]
 
 
 def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> Pass:
@@ -117,7 +114,7 @@ def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> 
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
     }
     compiled_model = openvino.Core().compile_model(model, "CPU", settings)
-    return lambda: [compiled_model(batch) for batch in inputs]
+    return lambda: [compiled_model(batch)[0] for batch in inputs]
 
 
 def published(workload: Workload) -> Pass:
@@ -130,16 +127,18 @@ def published(workload: Workload) -> Pass:
 
 
 def ours(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    return workload.early_exit(workload.encoder(dtype=dtype), workload.batches)
+    run = workload.early_exit(workload.encoder(dtype=dtype), workload.batches)
+    return lambda: [output.logits for output in run()]
 
 
 def ours_one_by_one(workload: Workload) -> Pass:
-    return workload.early_exit(workload.encoder(), workload.rows)
+    run = workload.early_exit(workload.encoder(), workload.rows)
+    return lambda: [output.logits for output in run()]
 
 
 def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     encoder = workload.encoder(dtype=dtype, exit_layers=[])
-    return lambda: [encoder(**batch) for batch in workload.batches]
+    return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
 def truncated(workload: Workload) -> Pass:
@@ -149,7 +148,7 @@ def truncated(workload: Workload) -> Pass:
     model.backbone.encoder.layer = model.backbone.encoder.layer[:layers]
     model.heads = model.heads[:layers]
     encoder = FastEarlyExitEncoder(model, exit_layers=[])
-    return lambda: [encoder(**batch) for batch in workload.batches]
+    return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
 def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
@@ -170,12 +169,13 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     hidden = torch.randn(most, config.hidden_size).to(dtype)
     inner = torch.randn(most, config.intermediate_size).to(dtype)
 
-    def run() -> None:
+    def run() -> list[Tensor]:
         for layer, tokens in steps:
             layer.query(hidden[:tokens])
             layer.attention_output(hidden[:tokens])
             layer.up(hidden[:tokens])
             layer.down(inner[:tokens])
+        return []
 
     return run
 

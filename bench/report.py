@@ -34,6 +34,8 @@ def print_table(result: dict[str, Any]) -> None:
             )
             if key in row
         ]
+        if row["accuracy"] is not None:
+            notes.insert(0, f"accuracy {row['accuracy']:.2%}")
         print(
             f"{name:<42}{row['median']:>8.3f} s{row['spread']:>8.0%}{ratio:>11}  {', '.join(notes)}"
         )

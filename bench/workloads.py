@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,7 +26,7 @@ from consistentee.demo_corpus import build_corpus
 from consistentee.evaluation import Batch, load_model, padded_batches
 from consistentee.runs import train_on_splits
 from consistentee.settings import TrainingSettings
-from consistentee_ext import FastEarlyExitEncoder, ops
+from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder, ops
 from consistentee_ext.exits import Exit
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
@@ -40,6 +41,8 @@ TEXTS = ("sst2", "rte")
 BERT_BASE_ROWS = 192
 # Share of rows that leave at each of 12 layers: a mean exit layer of 5.5, a layer ratio of 2.2.
 EXIT_SHARES = (0.0, 0.22, 0.18, 0.15, 0.1, 0.08, 0.0, 0.07, 0.0, 0.0, 0.0, 0.2)
+
+Pass = Callable[[], list[Any]]  # once over all rows; what each batch gave
 
 
 @dataclass(frozen=True)
@@ -72,41 +75,56 @@ class Workload:
     def encoder(self, **options: Any) -> FastEarlyExitEncoder:
         return FastEarlyExitEncoder(self.model, **options)
 
-    def early_exit(
-        self, encoder: FastEarlyExitEncoder, batches: list[Batch]
-    ) -> Callable[[], torch.Tensor]:
-        """A pass over `batches`, this workload's rows in their order; it returns ``[N]`` layers."""
+    def early_exit(self, encoder: FastEarlyExitEncoder, batches: list[Batch]) -> Pass:
+        """A pass over `batches`, this workload's rows in their order: an output for each."""
         if self.exit_layers is None:
-            return lambda: torch.cat([encoder(**batch).exit_layers for batch in batches])
-        replay = Replay(encoder)
+            return lambda: [encoder(**batch) for batch in batches]
         exit_layers = self.exit_layers.split([len(batch["input_ids"]) for batch in batches])
-        pairs = list(zip(batches, exit_layers, strict=True))
-        return lambda: torch.cat([replay(batch, layers) for batch, layers in pairs])
+        replays = [Replay(copy(encoder), layers) for layers in exit_layers]
+        pairs = list(zip(replays, batches, strict=True))
+        return lambda: [replay(batch) for replay, batch in pairs]
+
+    def accuracy(self, logits: list[Any]) -> float | None:
+        """Of the logits a pass gave, batch by batch; None where the labels mean nothing."""
+        if self.labels is None or not logits:
+            return None
+        predicted = torch.cat([torch.as_tensor(part).argmax(dim=-1) for part in logits])
+        return (predicted == self.labels).double().mean().item()
 
     @cached_property
     def layer_ratio(self) -> float:
         """L over the mean exit layer."""
-        exit_layers = self.early_exit(self.encoder(), self.batches)()
-        return len(self.model.heads) / exit_layers.double().mean().item()
+        outputs = self.early_exit(self.encoder(), self.batches)()
+        layers = torch.cat([output.exit_layers for output in outputs])
+        return len(self.model.heads) / layers.double().mean().item()
 
 
 class Replay:
     """An encoder whose rows leave at given layers.
 
     Every exit step runs in full, with a threshold that no row passes; the rows whose turn it is
-    then leave by the compaction that the step would have done.
+    then leave by the compaction that the step would have done. Which rows stay is worked out in the
+    first pass: looking it up is all that a later one does beside.
     """
 
-    def __init__(self, encoder: FastEarlyExitEncoder) -> None:
+    def __init__(self, encoder: FastEarlyExitEncoder, exit_layers: torch.Tensor) -> None:
         encoder.threshold = 1.0
         exits: Any = {layer: _ReplayedExit(e, self) for layer, e in encoder._exits.items()}
         encoder._exits = exits
         self.encoder = encoder
-        self.exit_layers = torch.empty(0)
-
-    def __call__(self, batch: Batch, exit_layers: torch.Tensor) -> torch.Tensor:
         self.exit_layers = exit_layers
-        return self.encoder(**batch).exit_layers
+        self.keep: dict[int, torch.Tensor | None] = {}  # by layer; None where every row stays
+
+    def __call__(self, batch: Batch) -> EarlyExitOutput:
+        output = self.encoder(**batch)
+        output.exit_layers = self.exit_layers
+        return output
+
+    def rows_that_stay(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
+        if layer not in self.keep:
+            keep = self.exit_layers[batch.row_ids] > layer
+            self.keep[layer] = None if bool(keep.all()) else keep
+        return self.keep[layer]
 
 
 @dataclass(frozen=True)
@@ -122,9 +140,10 @@ class _ReplayedExit:
         self, batch: PackedBatch, decision: ExitDecision, results: ExitState, backend: str
     ) -> PackedBatch:
         batch = self.exit.step(batch, decision, results, backend)
-        keep = self.replay.exit_layers[batch.row_ids] > decision.layer
-        results.exit_layers[batch.row_ids[~keep]] = decision.layer
-        return batch if bool(keep.all()) else ops.compact(batch, keep, backend)
+        if decision.last:
+            return batch
+        keep = self.replay.rows_that_stay(batch, decision.layer)
+        return batch if keep is None else ops.compact(batch, keep, backend)
 
 
 @cache

@@ -75,6 +75,7 @@ class FastEarlyExitEncoder:
         criterion: str | None = None,
         threshold: float | Sequence[float] | Mapping[int, float] | None = None,
         tokenizer: Any = None,
+        _consume: bool = False,
     ) -> None:
         backbone = _backbone_of(model)
         weight = next(backbone.parameters())
@@ -87,7 +88,7 @@ class FastEarlyExitEncoder:
         self.tokenizer = tokenizer
         exits = model_exits(model, self.dtype, self.device)
         pooling = exits[max(exits)].pooling
-        self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling)
+        self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling, _consume)
         self.exit_layers = choose_exit_layers(list(exits), exit_layers)
         self._exits = {layer: exits[layer] for layer in self.exit_layers}
         if criterion is None:
@@ -119,6 +120,8 @@ class FastEarlyExitEncoder:
         Loads safetensors only and runs no remote code. `options` are those of the class.
         """
         model = load_checkpoint(name_or_path)
+        # Nobody else has this model: its layers go as they are packed.
+        options["_consume"] = True
         encoder = cls(model, dtype=dtype, device=device, backend=backend, **options)
         if encoder.tokenizer is None:
             encoder.tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)

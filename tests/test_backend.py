@@ -52,8 +52,9 @@ def test_narrower_kernels_pass_the_same_tests(level: str) -> None:
     script = (
         "import sys, pytest; from consistentee_ext._C import build_info; "
         f"assert build_info()['simd_level'] in ('{level}', 'baseline'), build_info(); "
-        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', 'tests/test_ops.py', '-k', "
-        "'matches_reference or accurate or special or nan']))"
+        "files = ['tests/test_ops.py', 'tests/test_attention.py', 'tests/test_normalize.py']; "
+        "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *files, '-k', 'matches_reference or "
+        "accurate or special or nan or any_lengths or attends_to_itself or add_norm or embed']))"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],

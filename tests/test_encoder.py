@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,6 +151,45 @@ def test_the_model_is_not_changed() -> None:
     for name, tensor in model.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, before[name])
+
+
+def test_loading_holds_one_copy_of_the_weights(tmp_path: Path) -> None:
+    """The layers of the loaded model are gone once they are packed; a model given stays whole."""
+    model = tiny_model()
+    model.save_pretrained(tmp_path)
+    tokenizer = object()
+    packed: list[torch.nn.Module] = []
+
+    class Spy(FastEarlyExitEncoder):
+        def __init__(self, model: torch.nn.Module, **options: object) -> None:
+            packed.append(model)
+            super().__init__(model, **options)
+
+    inputs = random_batch([5, 9])
+    expected = FastEarlyExitEncoder(model)(**inputs)
+    found = Spy.from_pretrained(tmp_path, tokenizer=tokenizer)(**inputs)
+    assert torch.equal(found.logits, expected.logits)
+    layers = [p.device.type for p in packed[0].backbone.encoder.parameters()]
+    assert set(layers) == {"meta"}
+    assert {p.device.type for p in model.parameters()} == {"cpu"}
+
+
+def test_threads_share_an_encoder(backend: str) -> None:
+    """Calls from several threads at once give what they give one after the other."""
+    encoder = FastEarlyExitEncoder(tiny_model(), backend=backend)
+    generator = torch.Generator().manual_seed(0)
+    batches = [
+        random_batch(torch.randint(1, 60, (9,), generator=generator).tolist(), seed)
+        for seed in range(24)
+    ]
+    expected = [encoder(**batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(4):
+            for output, alone in zip(
+                pool.map(lambda batch: encoder(**batch), batches), expected, strict=True
+            ):
+                assert torch.equal(output.logits, alone.logits)
+                assert torch.equal(output.exit_layers, alone.exit_layers)
 
 
 def test_mask_with_holes_keeps_positions(backend: str) -> None:

@@ -29,19 +29,27 @@ class PackedBert:
     """The embeddings and layers of a Hugging Face `BertModel`, run on packed tokens.
 
     Args:
-        model: the `BertModel`; its weights are read, never changed.
+        model: the `BertModel`; its weights are read, and left as they are unless `consume`.
         dtype: of weights and hidden states.
         device: where they live.
         backend: what runs attention and layer norms.
         pooling: what the exit of the last layer reads; where that is ``"cls"``, the last layer
             computes the first token of each row alone.
+        consume: take each layer out of the model once it is packed, so that no more than one layer
+            is in memory twice.
 
     Raises:
         ValueError: a decoder, or position embeddings that are not absolute.
     """
 
     def __init__(
-        self, model: Any, dtype: torch.dtype, device: torch.device, backend: str, pooling: str
+        self,
+        model: Any,
+        dtype: torch.dtype,
+        device: torch.device,
+        backend: str,
+        pooling: str,
+        consume: bool = False,
     ) -> None:
         config = model.config
         if config.is_decoder:
@@ -70,7 +78,7 @@ class PackedBert:
         def pack(layer: Any, first_token_only: bool) -> _Layer:
             attention = layer.attention.self
             key_value = (attention.key, attention.value)
-            return _Layer(
+            packed = _Layer(
                 query=linear(attention.query, *(() if first_token_only else key_value)),
                 key_value=linear(*key_value) if first_token_only else None,
                 attention_output=linear(layer.attention.output.dense),
@@ -79,6 +87,9 @@ class PackedBert:
                 down=linear(layer.output.dense),
                 output_norm=norm(layer.output.LayerNorm),
             )
+            if consume:
+                layer.to("meta")
+            return packed
 
         embeddings = model.embeddings
         self._tables = (
