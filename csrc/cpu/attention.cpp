@@ -67,7 +67,7 @@ Tensor attention(
     most_queries = std::max<int64_t>(most_queries, queries[row + 1] - queries[row]);
   }
 
-  Tensor out = torch::stable::new_empty(query, {tokens, hidden_size});
+  Tensor out = new_tokens(query, tokens, hidden_size);
   dispatch(query, "query", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const int64_t head_size = hidden_size / num_heads;

@@ -1,6 +1,7 @@
 // A packed batch as the CPU ops see it: checked once, then read through raw pointers.
 #pragma once
 
+#include <cstring>
 #include <tuple>
 
 #include "cpu/kernels.h"
@@ -32,6 +33,18 @@ inline Batch check_batch(const Tensor& hidden, const Tensor& cu_seqlens) {
   }
   if (!rises) fail("cu_seqlens: expected offsets that rise from 0 to the number of tokens");
   return batch;
+}
+
+// A new [tokens, size], followed in memory by rows that a matrix product may compute as well: it is
+// prepared anew for each number of rows, so consistentee_ext/linear.py rounds that number up. They
+// are zeros, as other numbers may be slow.
+inline Tensor new_tokens(const Tensor& like, int64_t tokens, int64_t size) {
+  constexpr int64_t kMoreRows = 31;
+  Tensor out = torch::stable::new_empty(like, {tokens + kMoreRows, size});
+  const size_t row_bytes = size * out.element_size();
+  std::memset(
+      static_cast<char*>(out.mutable_data_ptr()) + tokens * row_bytes, 0, kMoreRows * row_bytes);
+  return torch::stable::narrow(out, 0, 0, tokens);
 }
 
 // Calls f with the table's kernels for the dtype of `tensor`, and with its element type.

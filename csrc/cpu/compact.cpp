@@ -19,7 +19,7 @@ std::tuple<Tensor, Tensor, Tensor> compact_rows(
   }
   const int64_t rows = static_cast<int64_t>(survivors.size());
 
-  Tensor new_hidden = torch::stable::new_empty(hidden, {tokens, batch.hidden_size});
+  Tensor new_hidden = new_tokens(hidden, tokens, batch.hidden_size);
   Tensor new_cu_seqlens = torch::stable::new_empty(hidden, {rows + 1}, ScalarType::Int);
   Tensor new_row_ids = torch::stable::new_empty(row_ids, {rows});
   int32_t* offsets = mutable_data<int32_t>(new_cu_seqlens);

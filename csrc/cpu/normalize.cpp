@@ -79,7 +79,7 @@ Tensor embed(
   check_tensor(position_table, "position_table", dtype, {position_table.size(0), size});
   check_tensor(weight, "weight", dtype, {size});
   check_tensor(bias, "bias", dtype, {size});
-  Tensor out = torch::stable::new_empty(word_table, {tokens, size});
+  Tensor out = new_tokens(word_table, tokens, size);
   dispatch(word_table, "word_table", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const Embeddings<scalar_t> tables{

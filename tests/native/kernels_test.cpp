@@ -33,8 +33,8 @@ void expect_near(double found, double expected, double tolerance, const char* wh
 template <typename scalar_t>
 void test_attention(const CpuKernels& table, const Kernels<scalar_t>& kernels, double tolerance) {
   for (const int64_t size : {1, 5, 16, 32, 64, 80, 128}) {
-    for (const auto& [queries, keys] : {std::pair<int64_t, int64_t>{1, 1}, {1, 70}, {7, 7},
-                                        {33, 33}, {65, 65}, {130, 130}}) {
+    for (const auto& [queries, keys] :
+         {std::pair<int64_t, int64_t>{1, 1}, {1, 70}, {7, 7}, {33, 33}, {65, 65}, {130, 130}}) {
       const int64_t stride = size + 3;
       // The last token ends with its head: nothing may be read behind it.
       const auto query = draw<scalar_t>((queries - 1) * stride + size);
@@ -43,9 +43,18 @@ void test_attention(const CpuKernels& table, const Kernels<scalar_t>& kernels, d
       std::vector<scalar_t> out(queries * size);
       std::vector<float> scratch(table.attention_scratch(queries, size));
       kernels.attend_head(
-          {query.data(), key.data(), value.data(), stride, stride, stride, size, queries, keys,
+          {query.data(),
+           key.data(),
+           value.data(),
+           stride,
+           stride,
+           stride,
+           size,
+           queries,
+           keys,
            size},
-          out.data(), scratch.data());
+          out.data(),
+          scratch.data());
       for (int64_t q = 0; q < queries; ++q) {
         std::vector<double> weights(keys);
         double total = 0.0;
@@ -102,8 +111,8 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
     const auto words = draw<scalar_t>(entries * size), types = draw<scalar_t>(entries * size);
     const auto positions = draw<scalar_t>(entries * size);
     const std::vector<int64_t> ids{2, 0, 1, 1, 2}, type_ids{0, 1, 2, 0, 2}, places{0, 1, 2, 1, 2};
-    const Embeddings<scalar_t> tables{words.data(), positions.data(), types.data(),
-                                      ids.data(),   places.data(),    type_ids.data()};
+    const Embeddings<scalar_t> tables{
+        words.data(), positions.data(), types.data(), ids.data(), places.data(), type_ids.data()};
     std::vector<scalar_t> out(tokens * size);
     kernels.embed_tokens(tables, norm, out.data(), 0, tokens, scratch.data());
     for (int64_t token = 0; token < tokens; ++token) {
@@ -128,11 +137,22 @@ void test_exit_rows(const Kernels<scalar_t>& kernels) {
       const auto dense = draw<float>(policy * features), dense_bias = draw<float>(policy);
       const auto score = draw<float>(policy), score_bias = draw<float>(1);
       const auto pooled = draw<scalar_t>(rows * size);
-      const ExitHeadParams head{classifier.data(), classifier_bias.data(), dense.data(),
-                                dense_bias.data(), score.data(),           score_bias.data(),
-                                size,              classes,                policy,
-                                PolicyInput::kBoth, Criterion::kPolicy,    0.5f,
-                                1,                 3,                      false};
+      const ExitHeadParams head{
+          classifier.data(),
+          classifier_bias.data(),
+          dense.data(),
+          dense_bias.data(),
+          score.data(),
+          score_bias.data(),
+          size,
+          classes,
+          policy,
+          PolicyInput::kBoth,
+          Criterion::kPolicy,
+          0.5f,
+          1,
+          3,
+          false};
       const std::vector<int64_t> ids{5, 0, 1, 2, 3, 4};
       std::vector<float> logits(rows * classes), scores(rows);
       std::vector<int64_t> layers(rows);
@@ -140,9 +160,14 @@ void test_exit_rows(const Kernels<scalar_t>& kernels) {
       std::vector<uint8_t> keep(rows, 2);
       std::vector<float> scratch(exit_scratch(head));
       kernels.exit_rows(
-          head, pooled.data(), ids.data(), 0, rows,
+          head,
+          pooled.data(),
+          ids.data(),
+          0,
+          rows,
           {logits.data(), layers.data(), scores.data(), labels.data(), streaks.data()},
-          keep.data(), scratch.data());
+          keep.data(),
+          scratch.data());
       for (int64_t row = 0; row < rows; ++row) {
         expect_near(layers[ids[row]], keep[row] ? 0 : 1, 0, "exit_rows");
       }
