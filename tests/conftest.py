@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import BertConfig, BertForSequenceClassification
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
 from consistentee_ext.backend import availability
@@ -68,6 +71,15 @@ def random_batch(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
         "attention_mask": (columns < torch.tensor(lengths)[:, None]).long(),
         "token_type_ids": torch.randint(0, 2, shape, generator=generator),
     }
+
+
+def save_backbone(folder: Path, words: Sequence[str]) -> None:
+    """A random encoder of three layers, and a tokenizer of whole words."""
+    torch.manual_seed(0)
+    shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
+    BertModel(tiny_bert_config(vocab_size=len(words), **shape)).save_pretrained(folder)
+    numbers = {word: number for number, word in enumerate(words)}
+    BertTokenizerFast(vocab=numbers).save_pretrained(folder)
 
 
 @pytest.fixture(params=BACKENDS)

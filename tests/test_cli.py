@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from conftest import save_backbone
 
 from consistentee import cli
 
@@ -63,18 +62,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(folder)
-    words = {word: number for number, word in enumerate(VOCABULARY)}
-    BertTokenizerFast(vocab=words).save_pretrained(folder)
+    save_backbone(folder, VOCABULARY)
     return folder
 
 

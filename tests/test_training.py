@@ -9,12 +9,11 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from conftest import save_backbone
 from datasets import Dataset
 from safetensors.torch import load_file
 from transformers import (
     AutoModelForSequenceClassification,
-    BertConfig,
-    BertModel,
     BertTokenizerFast,
 )
 
@@ -41,17 +40,7 @@ STEPS = {"trunk": 2 * 5, "policies": 2 * 2, "joint": 2 * 2}
 def backbone(tmp_path_factory) -> Path:
     """A random 3-layer encoder with a tokenizer of single letters."""
     folder = tmp_path_factory.mktemp("backbone")
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(VOCABULARY),
-        hidden_size=32,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=16,
-    )
-    BertModel(config).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    save_backbone(folder, VOCABULARY)
     return folder
 
 
