@@ -17,17 +17,6 @@ int64_t check_tokens(const Tensor& tokens, const char* name, const Tensor& like)
   return tokens.stride(0);
 }
 
-// Offsets [B+1] that rise from 0 to `tokens`.
-const int32_t* check_offsets(
-    const Tensor& offsets, const char* name, int64_t rows, int64_t tokens) {
-  check_tensor(offsets, name, ScalarType::Int, {rows + 1});
-  const int32_t* values = data<int32_t>(offsets);
-  if (!std::is_sorted(values, values + rows + 1) || values[0] != 0 || values[rows] != tokens) {
-    fail(std::string(name) + ": expected offsets that rise from 0 to the number of tokens");
-  }
-  return values;
-}
-
 template <typename scalar_t>
 void prefetch(const AttentionHead<scalar_t>& head) {
   constexpr int64_t kLine = 64 / sizeof(scalar_t);
@@ -56,10 +45,7 @@ Tensor attention(
     fail("key, value: expected the same number of tokens, and the hidden size of query");
   }
   if (num_heads < 1 || hidden_size % num_heads) fail("num_heads: expected a divisor of H");
-  if (query_offsets.dim() != 1 || query_offsets.size(0) < 1) {
-    fail("query_offsets: expected a tensor of shape [B + 1]");
-  }
-  const int64_t rows = query_offsets.size(0) - 1;
+  const int64_t rows = count_rows(query_offsets, "query_offsets");
   const int32_t* queries = check_offsets(query_offsets, "query_offsets", rows, tokens);
   const int32_t* keys = check_offsets(key_offsets, "key_offsets", rows, key.size(0));
   int64_t most_queries = 0;

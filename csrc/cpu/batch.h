@@ -1,6 +1,7 @@
 // A packed batch as the CPU ops see it: checked once, then read through raw pointers.
 #pragma once
 
+#include <algorithm>
 #include <cstring>
 #include <tuple>
 
@@ -16,23 +17,37 @@ struct Batch {
   const int32_t* cu_seqlens;
 };
 
-// Checks hidden [T, H] and cu_seqlens [B+1], whose offsets must rise from 0 to T.
-inline Batch check_batch(const Tensor& hidden, const Tensor& cu_seqlens) {
+// B of offsets [B+1].
+inline int64_t count_rows(const Tensor& offsets, const char* name) {
+  if (offsets.dim() != 1 || offsets.size(0) < 1) {
+    fail(std::string(name) + ": expected a tensor of shape [B + 1]");
+  }
+  return offsets.size(0) - 1;
+}
+
+// Checks offsets [B+1], which must rise from 0 to `tokens`.
+inline const int32_t* check_offsets(
+    const Tensor& offsets, const char* name, int64_t rows, int64_t tokens) {
+  check_tensor(offsets, name, ScalarType::Int, {rows + 1});
+  const int32_t* values = data<int32_t>(offsets);
+  if (!std::is_sorted(values, values + rows + 1) || values[0] != 0 || values[rows] != tokens) {
+    fail(std::string(name) + ": expected offsets that rise from 0 to the number of tokens");
+  }
+  return values;
+}
+
+inline void check_hidden(const Tensor& hidden) {
   if (hidden.dim() != 2 || !hidden.is_contiguous()) {
     fail("hidden: expected a contiguous tensor of shape [T, H]");
   }
-  if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
-    fail("cu_seqlens: expected a tensor of shape [B + 1]");
-  }
-  const Batch batch{
-      cu_seqlens.size(0) - 1, hidden.size(0), hidden.size(1), data<int32_t>(cu_seqlens)};
-  check_tensor(cu_seqlens, "cu_seqlens", ScalarType::Int, {batch.rows + 1});
-  bool rises = batch.cu_seqlens[0] == 0 && batch.cu_seqlens[batch.rows] == batch.tokens;
-  for (int64_t i = 0; i < batch.rows; ++i) {
-    rises = rises && batch.cu_seqlens[i] <= batch.cu_seqlens[i + 1];
-  }
-  if (!rises) fail("cu_seqlens: expected offsets that rise from 0 to the number of tokens");
-  return batch;
+}
+
+// Checks hidden [T, H] and cu_seqlens [B+1].
+inline Batch check_batch(const Tensor& hidden, const Tensor& cu_seqlens) {
+  check_hidden(hidden);
+  const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), tokens = hidden.size(0);
+  const int32_t* offsets = check_offsets(cu_seqlens, "cu_seqlens", rows, tokens);
+  return {rows, tokens, hidden.size(1), offsets};
 }
 
 // A new [tokens, size], followed in memory by rows that a matrix product may compute as well: it is

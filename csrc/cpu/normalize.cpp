@@ -22,9 +22,7 @@ void add_norm_(
     const Tensor& weight,
     const Tensor& bias,
     double eps) {
-  if (hidden.dim() != 2 || !hidden.is_contiguous()) {
-    fail("hidden: expected a contiguous tensor of shape [T, H]");
-  }
+  check_hidden(hidden);
   const ScalarType dtype = hidden.scalar_type();
   const int64_t tokens = hidden.size(0), size = hidden.size(1);
   check_tensor(residual, "residual", dtype, {tokens, size});
