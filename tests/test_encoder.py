@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKENDS, VOCABULARY, random_batch, tiny_classifier, tiny_model
+from conftest import BACKENDS, random_batch, tiny_classifier, tiny_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel
@@ -192,18 +192,6 @@ def test_threads_share_an_encoder(backend: str) -> None:
                 assert torch.equal(output.exit_layers, alone.exit_layers)
 
 
-def test_mask_with_holes_keeps_positions(backend: str) -> None:
-    """Positions count columns, as in the padded model: zeros between tokens change nothing."""
-    model = tiny_classifier()
-    inputs = random_batch([8, 8, 8], seed=4)
-    inputs["attention_mask"][0, 3:5] = 0
-    inputs["attention_mask"][1, 1] = 0
-    with torch.no_grad():
-        expected = model(**inputs).logits
-    found = FastEarlyExitEncoder(model, backend=backend)(**inputs).logits
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-
-
 def test_thresholds_a_layer() -> None:
     model = tiny_model()
     inputs = random_batch([4, 9, 30, 12, 6, 20] * 3, seed=5)
@@ -329,68 +317,6 @@ def test_predict_needs_a_tokenizer_and_a_budget() -> None:
     encoder = FastEarlyExitEncoder(tiny_model(), tokenizer=_WordTokenizer())
     with pytest.raises(ValueError, match="batch_tokens: expected at least 1, got 0"):
         encoder.predict(["a"], batch_tokens=0)
-
-
-GOOD = random_batch([3, 5])
-
-
-@pytest.mark.parametrize(
-    ("changes", "error", "message"),
-    [
-        ({"input_ids": [[1, 2]]}, TypeError, "input_ids: expected an integer tensor"),
-        ({"input_ids": GOOD["input_ids"].float()}, TypeError, "input_ids: expected int64 or int32"),
-        ({"input_ids": GOOD["input_ids"][0]}, ValueError, r"input_ids: expected shape \[B, S\]"),
-        (
-            {"input_ids": GOOD["input_ids"] + VOCABULARY},
-            ValueError,
-            f"input_ids: expected ids from 0 to {VOCABULARY - 1}",
-        ),
-        (
-            {"input_ids": GOOD["input_ids"] - VOCABULARY},
-            ValueError,
-            "input_ids: expected ids from 0",
-        ),
-        (
-            {"attention_mask": GOOD["attention_mask"][:, :4]},
-            ValueError,
-            r"attention_mask: expected the shape of input_ids, \(2, 5\), got \(2, 4\)",
-        ),
-        (
-            {"attention_mask": GOOD["attention_mask"] * 2},
-            ValueError,
-            "attention_mask: expected only 0 and 1",
-        ),
-        (
-            {"attention_mask": GOOD["attention_mask"] * torch.tensor([[1], [0]])},
-            ValueError,
-            "attention_mask: expected at least one token a row, got none in row 1",
-        ),
-        (
-            {"token_type_ids": GOOD["token_type_ids"] + 2},
-            ValueError,
-            "token_type_ids: expected segments from 0 to 1",
-        ),
-        (
-            {"token_type_ids": GOOD["token_type_ids"].to("meta")},
-            ValueError,
-            "token_type_ids: expected device cpu, got meta",
-        ),
-    ],
-)
-def test_bad_inputs_name_themselves(changes: dict, error: type, message: str) -> None:
-    encoder = FastEarlyExitEncoder(tiny_model())
-    with pytest.raises(error, match=message):
-        encoder(**(GOOD | changes))
-
-
-def test_padding_ids_are_not_read() -> None:
-    """An id outside the vocabulary where the mask is 0 is padding like any other."""
-    encoder = FastEarlyExitEncoder(tiny_model())
-    inputs = random_batch([2, 5])
-    strange = inputs["input_ids"].clone()
-    strange[0, 2:] = -100
-    expected = encoder(**inputs)
-    assert torch.equal(encoder(**(inputs | {"input_ids": strange})).logits, expected.logits)
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), [0.5], [0.5, 0.5, 2], {1: 0.5}])

@@ -1,0 +1,82 @@
+"""What the encoder takes as a batch: masks, padding, and what it says of bad ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import VOCABULARY, random_batch, tiny_classifier, tiny_model
+
+from consistentee_ext import FastEarlyExitEncoder
+
+GOOD = random_batch([3, 5])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"input_ids": [[1, 2]]}, TypeError, "input_ids: expected an integer tensor"),
+        ({"input_ids": GOOD["input_ids"].float()}, TypeError, "input_ids: expected int64 or int32"),
+        ({"input_ids": GOOD["input_ids"][0]}, ValueError, r"input_ids: expected shape \[B, S\]"),
+        (
+            {"input_ids": GOOD["input_ids"] + VOCABULARY},
+            ValueError,
+            f"input_ids: expected ids from 0 to {VOCABULARY - 1}",
+        ),
+        (
+            {"input_ids": GOOD["input_ids"] - VOCABULARY},
+            ValueError,
+            "input_ids: expected ids from 0",
+        ),
+        (
+            {"attention_mask": GOOD["attention_mask"][:, :4]},
+            ValueError,
+            r"attention_mask: expected the shape of input_ids, \(2, 5\), got \(2, 4\)",
+        ),
+        (
+            {"attention_mask": GOOD["attention_mask"] * 2},
+            ValueError,
+            "attention_mask: expected only 0 and 1",
+        ),
+        (
+            {"attention_mask": GOOD["attention_mask"] * torch.tensor([[1], [0]])},
+            ValueError,
+            "attention_mask: expected at least one token a row, got none in row 1",
+        ),
+        (
+            {"token_type_ids": GOOD["token_type_ids"] + 2},
+            ValueError,
+            "token_type_ids: expected segments from 0 to 1",
+        ),
+        (
+            {"token_type_ids": GOOD["token_type_ids"].to("meta")},
+            ValueError,
+            "token_type_ids: expected device cpu, got meta",
+        ),
+    ],
+)
+def test_bad_inputs_name_themselves(changes: dict, error: type, message: str) -> None:
+    encoder = FastEarlyExitEncoder(tiny_model())
+    with pytest.raises(error, match=message):
+        encoder(**(GOOD | changes))
+
+
+def test_padding_ids_are_not_read() -> None:
+    """An id outside the vocabulary where the mask is 0 is padding like any other."""
+    encoder = FastEarlyExitEncoder(tiny_model())
+    inputs = random_batch([2, 5])
+    strange = inputs["input_ids"].clone()
+    strange[0, 2:] = -100
+    expected = encoder(**inputs)
+    assert torch.equal(encoder(**(inputs | {"input_ids": strange})).logits, expected.logits)
+
+
+def test_mask_with_holes_keeps_positions(backend: str) -> None:
+    """Positions count columns, as in the padded model: zeros between tokens change nothing."""
+    model = tiny_classifier()
+    inputs = random_batch([8, 8, 8], seed=4)
+    inputs["attention_mask"][0, 3:5] = 0
+    inputs["attention_mask"][1, 1] = 0
+    with torch.no_grad():
+        expected = model(**inputs).logits
+    found = FastEarlyExitEncoder(model, backend=backend)(**inputs).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
