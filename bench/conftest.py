@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from report import environment
+from report import Row, environment, table
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -23,23 +23,18 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
             groups.setdefault(benchmark.group, []).append(benchmark)
     write = terminalreporter.write_line
     for group, benchmarks in groups.items():
-        ours = next((b for b in benchmarks if b.extra_info.get("ours")), None)
-        write("")
-        write(f"{group}")
-        write(f"{'':<44}{'median':>12}{'spread':>9}{'over ours':>11}  notes")
-        for benchmark in sorted(benchmarks, key=lambda b: -b.stats.median):
-            stats = benchmark.stats
-            ratio = f"{stats.median / ours.stats.median:.2f}x" if ours else ""
-            spread = f"{100 * stats.iqr / stats.median:.0f}%"
-            info = benchmark.extra_info
-            write(
-                f"{info['row']:<44}{_duration(stats.median):>12}{spread:>9}{ratio:>11}"
-                f"  {info.get('note', '')}"
+        ours = next((b.stats.median for b in benchmarks if b.extra_info.get("ours")), None)
+        rows = [
+            Row(
+                b.extra_info["row"],
+                b.stats.median,
+                b.stats.iqr / b.stats.median,
+                b.extra_info.get("note", ""),
             )
+            for b in benchmarks
+        ]
+        for line in ("", *table(group, rows, ours)):
+            write(line)
     if groups:
         write("")
         write(f"{environment()}; spread: interquartile range over median")
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e6 * seconds:.0f} us"

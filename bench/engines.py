@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,7 @@ class FullDepth(nn.Module):
 
 
 def hugging_face(workload: Workload, attention: str, dtype: torch.dtype = torch.float32) -> Pass:
-    model = _copy(workload.model, dtype)
-    model.set_attn_implementation(attention)
+    model = _copy(workload.model, dtype, attention)
     return lambda: [full_depth_logits(model, batch) for batch in workload.batches]
 
 
@@ -47,8 +47,7 @@ def compiled(workload: Workload) -> Pass:
     """torch.compile, weights frozen and prepacked, one graph for all shapes."""
     import torch._inductor.config as inductor
 
-    model = _copy(workload.model, torch.float32)
-    model.set_attn_implementation("sdpa")
+    model = _copy(workload.model, torch.float32, "sdpa")
     with inductor.patch(freezing=True):
         run = torch.compile(FullDepth(model), dynamic=True)
         with torch.no_grad():
@@ -93,7 +92,7 @@ def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    inputs = [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
+    inputs = _arrays(workload)
     return lambda: [session.run(None, batch)[0] for batch in inputs]
 
 
@@ -103,7 +102,7 @@ def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> 
 
     module = FullDepth(_copy(workload.model, torch.float32, "sdpa")).eval()
     model = openvino.convert_model(module, example_input=workload.batches[0])
-    inputs = [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
+    inputs = _arrays(workload)
     if int8:
         import nncf
 
@@ -143,7 +142,7 @@ def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> P
 
 def truncated(workload: Workload) -> Pass:
     """Ours, the first L / ratio layers alone: the same layers for every row."""
-    model = _copy(workload.model, torch.float32)
+    model = _copy(workload.model, torch.float32, "sdpa")
     layers = round(len(model.heads) / workload.layer_ratio)
     model.backbone.encoder.layer = model.backbone.encoder.layer[:layers]
     model.heads = model.heads[:layers]
@@ -210,11 +209,14 @@ ENGINES: dict[str, Callable[[Workload], Pass]] = {
 def _copy(
     model: ConsistentEEForSequenceClassification,
     dtype: torch.dtype,
-    attention: str | None = None,
+    attention: str,
 ) -> ConsistentEEForSequenceClassification:
-    """The model once more: an engine may change what it is given."""
-    twin = type(model)(model.config)
-    twin.load_state_dict(model.state_dict())
-    if attention is not None:
-        twin.set_attn_implementation(attention)
-    return twin.to(dtype).eval()
+    """The model once more, with a config of its own: it says which attention runs."""
+    twin = deepcopy(model)
+    twin.set_attn_implementation(attention)
+    return twin.to(dtype)
+
+
+def _arrays(workload: Workload) -> list[dict[str, Any]]:
+    """The batches as NumPy arrays."""
+    return [{name: values.numpy() for name, values in b.items()} for b in workload.batches]

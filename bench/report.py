@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import transformers
@@ -18,33 +19,51 @@ def environment() -> str:
     )
 
 
+class Row(NamedTuple):
+    """Of one engine: seconds of a pass, their spread over the median, and what else there is."""
+
+    name: str
+    median: float
+    spread: float
+    notes: str
+
+
+def table(heading: str, rows: Iterable[Row], ours: float | None) -> list[str]:
+    """Lines of text, slowest first; `ours` is the median that ratios are taken to."""
+    lines = [heading, f"{'':<44}{'median':>12}{'spread':>9}{'over ours':>11}  notes"]
+    for row in sorted(rows, key=lambda row: -row.median):
+        ratio = f"{row.median / ours:.2f}x" if ours else ""
+        median, spread = _duration(row.median), f"{row.spread:.0%}"
+        lines.append(f"{row.name:<44}{median:>12}{spread:>9}{ratio:>11}  {row.notes}")
+    return lines
+
+
 def print_table(result: dict[str, Any]) -> None:
     rows = result["rows"]
     ours = rows.get("ours, exits", {}).get("median")
-    print(result["workload"])
-    print(f"{'':<42}{'median':>10}{'spread':>8}{'over ours':>11}  notes")
-    for name, row in sorted(rows.items(), key=lambda item: -item[1]["median"]):
-        ratio = f"{row['median'] / ours:.2f}x" if ours else ""
-        notes = [
-            f"{label} {row[key]:.2f}"
-            for key, label in (
-                ("layer_ratio", "layer ratio"),
-                ("realised_saving", "realised saving"),
-                ("over_limit", "times the GEMM limit"),
-            )
-            if key in row
-        ]
-        if row["accuracy"] is not None:
-            notes.insert(0, f"accuracy {row['accuracy']:.2%}")
-        print(
-            f"{name:<42}{row['median']:>8.3f} s{row['spread']:>8.0%}{ratio:>11}  {', '.join(notes)}"
-        )
+    named = (Row(name, row["median"], row["spread"], _notes(row)) for name, row in rows.items())
+    print(*table(result["workload"], named, ours), sep="\n")
     for name, reason in result["absent"].items():
-        print(f"{name:<42}skipped: {reason}")
+        print(f"{name:<44}skipped: {reason}")
     print(
         f"{result['environment']}; medians of {result['repeats']} passes taken in turn; "
         "spread: highest less lowest over median"
     )
+
+
+def _notes(row: dict[str, Any]) -> str:
+    notes = [] if row["accuracy"] is None else [f"accuracy {row['accuracy']:.2%}"]
+    labels = {
+        "layer_ratio": "layer ratio",
+        "realised_saving": "realised saving",
+        "over_limit": "times the GEMM limit",
+    }
+    notes += [f"{label} {row[key]:.2f}" for key, label in labels.items() if key in row]
+    return ", ".join(notes)
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e6 * seconds:.0f} us"
 
 
 def save_plot(path: Path, result: dict[str, Any]) -> None:
