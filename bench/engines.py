@@ -22,7 +22,6 @@ from workloads import Pass, Workload
 from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.packed import PackedBatch
 
 
 class FullDepth(nn.Module):
@@ -119,24 +118,24 @@ def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> 
 def published(workload: Workload) -> Pass:
     """Early exit as published: one row at a time, a look at the policy on the host."""
     model = _copy(workload.model, torch.float32, "sdpa")
-    layers = workload.exit_layers
-    exits = [None] * len(workload.rows) if layers is None else layers.tolist()
+    forced = workload.exit_shares is not None
+    exits = workload.exit_layers.tolist() if forced else [None] * len(workload.rows)
     rows = list(zip(workload.rows, exits, strict=True))
     return lambda: [published_early_exit(model, row, layer) for row, layer in rows]
 
 
 def ours(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    run = workload.early_exit(workload.encoder(dtype=dtype), workload.batches)
-    return lambda: [output.logits for output in run()]
+    encoder = workload.encoder(dtype)
+    return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
 def ours_one_by_one(workload: Workload) -> Pass:
-    run = workload.early_exit(workload.encoder(), workload.rows)
-    return lambda: [output.logits for output in run()]
+    encoder, rows = workload.encoder(), workload.rows
+    return lambda: [encoder(**row).logits for row in rows]
 
 
 def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    encoder = workload.encoder(dtype=dtype, exit_layers=[])
+    encoder = FastEarlyExitEncoder(workload.model, dtype=dtype, exit_layers=[])
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
@@ -152,17 +151,13 @@ def truncated(workload: Workload) -> Pass:
 
 def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
-    encoder = workload.encoder(dtype=dtype)
-    trunk = encoder._trunk
-    run_layer = trunk.run_layer
+    encoder = workload.encoder(dtype)
     steps: list[tuple[Any, int]] = []
-
-    def record(index: int, batch: PackedBatch) -> PackedBatch:
-        steps.append((trunk.layers[index], len(batch.hidden)))
-        return run_layer(index, batch)
-
-    trunk.run_layer = record  # type: ignore[method-assign]
-    workload.early_exit(encoder, workload.batches)()
+    for batch in workload.batches:
+        lengths, exit_layers = batch["attention_mask"].sum(dim=1), encoder(**batch).exit_layers
+        for number, layer in enumerate(encoder._trunk.layers, start=1):
+            steps.append((layer, int(lengths[exit_layers >= number].sum())))
+    steps = [(layer, tokens) for layer, tokens in steps if tokens]
     config = workload.model.config.backbone
     most = max(tokens for _, tokens in steps)
     hidden = torch.randn(most, config.hidden_size).to(dtype)

@@ -1,14 +1,14 @@
 """What the benchmarks run: a model, and batches of real text as token ids.
 
 `minilm` is trained on SST-2, so its exits are its own. `bert-base` has random weights (a pretrained
-one would need a download): its rows leave at layers drawn once from `EXIT_SHARES`.
+one would need a download): its thresholds are set so that `EXIT_SHARES` of its rows leave at each
+layer. Which rows those are says nothing of their length.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from copy import copy
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -26,9 +26,7 @@ from consistentee.demo_corpus import build_corpus
 from consistentee.evaluation import Batch, load_model, padded_batches
 from consistentee.runs import train_on_splits
 from consistentee.settings import TrainingSettings
-from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder, ops
-from consistentee_ext.exits import Exit
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext import FastEarlyExitEncoder
 
 ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "runs" / "bench"
@@ -53,14 +51,14 @@ class Workload:
         name: for the heading of a table.
         model: as Hugging Face runs it, float32.
         batches: padded to their longest row, in the data's order.
-        exit_layers: the layer each row leaves at, where not the model decides; else None.
+        exit_shares: of the rows, by layer, where not the model decides; else None.
         labels: ``[N]``, where the model was trained to know them; else None.
     """
 
     name: str
     model: ConsistentEEForSequenceClassification
     batches: list[Batch]
-    exit_layers: torch.Tensor | None
+    exit_shares: tuple[float, ...] | None
     labels: torch.Tensor | None
 
     @property
@@ -72,17 +70,12 @@ class Workload:
             for i, length in enumerate(batch["attention_mask"].sum(dim=1))
         ]
 
-    def encoder(self, **options: Any) -> FastEarlyExitEncoder:
-        return FastEarlyExitEncoder(self.model, **options)
-
-    def early_exit(self, encoder: FastEarlyExitEncoder, batches: list[Batch]) -> Pass:
-        """A pass over `batches`, this workload's rows in their order: an output for each."""
-        if self.exit_layers is None:
-            return lambda: [encoder(**batch) for batch in batches]
-        exit_layers = self.exit_layers.split([len(batch["input_ids"]) for batch in batches])
-        replays = [Replay(copy(encoder), layers) for layers in exit_layers]
-        pairs = list(zip(replays, batches, strict=True))
-        return lambda: [replay(batch) for replay, batch in pairs]
+    def encoder(self, dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
+        """Ours; its exits are the workload's."""
+        encoder = FastEarlyExitEncoder(self.model, dtype=dtype)
+        if self.exit_shares is not None:
+            set_exit_shares(encoder, self.batches, self.exit_shares)
+        return encoder
 
     def accuracy(self, logits: list[Any]) -> float | None:
         """Of the logits a pass gave, batch by batch; None where the labels mean nothing."""
@@ -92,58 +85,38 @@ class Workload:
         return (predicted == self.labels).double().mean().item()
 
     @cached_property
-    def layer_ratio(self) -> float:
-        """L over the mean exit layer."""
-        outputs = self.early_exit(self.encoder(), self.batches)()
-        layers = torch.cat([output.exit_layers for output in outputs])
-        return len(self.model.heads) / layers.double().mean().item()
-
-
-class Replay:
-    """An encoder whose rows leave at given layers.
-
-    Every exit step runs in full, with a threshold that no row passes; the rows whose turn it is
-    then leave by the compaction that the step would have done. Which rows stay is worked out in the
-    first pass: looking it up is all that a later one does beside.
-    """
-
-    def __init__(self, encoder: FastEarlyExitEncoder, exit_layers: torch.Tensor) -> None:
-        encoder.threshold = 1.0
-        exits: Any = {layer: _ReplayedExit(e, self) for layer, e in encoder._exits.items()}
-        encoder._exits = exits
-        self.encoder = encoder
-        self.exit_layers = exit_layers
-        self.keep: dict[int, torch.Tensor | None] = {}  # by layer; None where every row stays
-
-    def __call__(self, batch: Batch) -> EarlyExitOutput:
-        output = self.encoder(**batch)
-        output.exit_layers = self.exit_layers
-        return output
-
-    def rows_that_stay(self, batch: PackedBatch, layer: int) -> torch.Tensor | None:
-        if layer not in self.keep:
-            keep = self.exit_layers[batch.row_ids] > layer
-            self.keep[layer] = None if bool(keep.all()) else keep
-        return self.keep[layer]
-
-
-@dataclass(frozen=True)
-class _ReplayedExit:
-    exit: Exit
-    replay: Replay
+    def exit_layers(self) -> torch.Tensor:
+        """The layer each row leaves at in float32, ``[N]``."""
+        encoder = self.encoder()
+        return torch.cat([encoder(**batch).exit_layers for batch in self.batches])
 
     @property
-    def weights(self) -> HeadWeights:
-        return self.exit.weights
+    def layer_ratio(self) -> float:
+        """L over the mean exit layer."""
+        return len(self.model.heads) / self.exit_layers.double().mean().item()
 
-    def step(
-        self, batch: PackedBatch, decision: ExitDecision, results: ExitState, backend: str
-    ) -> PackedBatch:
-        batch = self.exit.step(batch, decision, results, backend)
-        if decision.last:
-            return batch
-        keep = self.replay.rows_that_stay(batch, decision.layer)
-        return batch if keep is None else ops.compact(batch, keep, backend)
+
+def set_exit_shares(
+    encoder: FastEarlyExitEncoder, batches: list[Batch], shares: tuple[float, ...]
+) -> None:
+    """Sets thresholds by which the given share of the rows leaves at each layer."""
+    early = encoder.exit_layers[:-1]
+    rows = sum(len(batch["input_ids"]) for batch in batches)
+    # The rows up to each layer, to the nearest row.
+    bounds = np.round(np.cumsum((0.0, *shares)) * rows).astype(int)
+    thresholds = dict.fromkeys(early, 1.0)
+    stay = torch.ones(rows, dtype=torch.bool)
+    for layer in early:
+        leaving = int(bounds[layer] - bounds[layer - 1])
+        if not leaving:
+            continue
+        # With every threshold but this at 1, each row leaves here and shows its score.
+        encoder.threshold = dict.fromkeys(early, 1.0) | {layer: 1e-9}
+        scores = torch.cat([encoder(**batch).exit_scores for batch in batches])
+        highest = scores[stay].sort(descending=True).values
+        thresholds[layer] = highest[leaving - 1 : leaving + 1].double().mean().item()
+        stay &= scores <= thresholds[layer]
+    encoder.threshold = thresholds
 
 
 @cache
@@ -156,15 +129,11 @@ def load_workload(model: str, text: str, batch_size: int) -> Workload:
     rows = encode(
         table.select(range(min(BERT_BASE_ROWS, len(table)))), tokenizer, 512, label_names(table)
     )
-    # The share of rows up to each layer, to the nearest row; then shuffled.
-    bounds = np.round(np.cumsum(EXIT_SHARES) * len(rows))
-    exit_layers = 1 + np.searchsorted(bounds, np.arange(len(rows)), side="right")
-    exit_layers = np.random.default_rng(0).permutation(exit_layers)
     return Workload(
         f"BERT-base, random weights, {text} dev: {len(rows)} rows, batches of {batch_size}",
         _bert_base(),
         padded_batches(rows, tokenizer, batch_size),
-        torch.from_numpy(exit_layers),
+        EXIT_SHARES,
         None,
     )
 

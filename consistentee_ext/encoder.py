@@ -20,6 +20,7 @@ from consistentee_ext.checkpoint import load_checkpoint
 from consistentee_ext.exits import choose_exit_layers, model_exits, resolve_thresholds
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs, pack_rows, tokenize
+from consistentee_ext.native import native_encoder
 from consistentee_ext.ops import FLOAT_DTYPES
 from consistentee_ext.packed import ExitDecision, ExitState, PackedBatch
 
@@ -38,6 +39,12 @@ class EarlyExitOutput(SequenceClassifierOutput):
     logits: Tensor = None  # type: ignore[assignment]
     exit_layers: Tensor = None  # type: ignore[assignment]
     exit_scores: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        # The base class's own would look into every field for what it holds: at batch 1 that takes
+        # 1% of the call.
+        for name in ("logits", "exit_layers", "exit_scores"):
+            self[name] = getattr(self, name)
 
 
 class FastEarlyExitEncoder:
@@ -91,6 +98,7 @@ class FastEarlyExitEncoder:
         self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling, _consume)
         self.exit_layers = choose_exit_layers(list(exits), exit_layers)
         self._exits = {layer: exits[layer] for layer in self.exit_layers}
+        self._native = native_encoder(self._trunk, self._exits, self.backend)
         if criterion is None:
             criterion = getattr(self.config, "criterion", "confidence")
         self.criterion = criterion
@@ -186,7 +194,9 @@ class FastEarlyExitEncoder:
         """
         with torch.inference_mode():
             limits = Limits(self._trunk.vocab_size, self._trunk.type_vocab_size, self.max_positions)
-            inputs = pack_inputs(input_ids, attention_mask, token_type_ids, limits, self.device)
+            inputs = pack_inputs(
+                input_ids, attention_mask, token_type_ids, limits, self.device, self.backend
+            )
             results = ExitState.empty(len(inputs.row_ids), self._num_classes, self.device)
             self._run(inputs, results)
         return _output(results)
@@ -224,6 +234,10 @@ class FastEarlyExitEncoder:
 
     def _run(self, inputs: PackedInputs, results: ExitState) -> None:
         """Classify the rows of `inputs`; their ``row_ids`` index `results`."""
+        if self._native is not None:
+            thresholds = [self._thresholds.get(layer, 1.0) for layer in self.exit_layers]
+            self._native.classify(inputs, thresholds, self.criterion, results)
+            return
         hidden = self._trunk.embed(inputs.ids, inputs.types, inputs.positions)
         batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
         for layer in range(1, self.num_layers + 1):

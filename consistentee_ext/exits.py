@@ -59,11 +59,8 @@ class Exit:
         self, batch: PackedBatch, decision: ExitDecision, results: ExitState, backend: str
     ) -> PackedBatch:
         """Pool, classify, decide, write the results; returns the rows that stay."""
-        if self.pooling == "mean":
-            pooled = ops.mean_pool(batch, backend)
-        else:
-            pooled = batch.hidden[batch.cu_seqlens[:-1]]
-        return ops.exit_step(batch, self.pooler(pooled), self.weights, decision, results, backend)
+        pooled = self.pooler(ops.pool(batch, self.pooling, backend))
+        return ops.exit_step(batch, pooled, self.weights, decision, results, backend)
 
 
 def model_exits(model: Any, dtype: torch.dtype, device: torch.device) -> dict[int, Exit]:

@@ -72,6 +72,7 @@ def pack_inputs(
     token_type_ids: object | None,
     limits: Limits,
     device: torch.device,
+    backend: str,
 ) -> PackedInputs:
     """The unmasked tokens of ``input_ids [B, S]`` side by side.
 
@@ -82,6 +83,15 @@ def pack_inputs(
         TypeError, ValueError: see the messages; each names the argument, what was expected, what
         came.
     """
+    if backend == "cpu":
+        try:
+            packed = torch.ops.consistentee.pack.default(
+                input_ids, attention_mask, token_type_ids, *limits
+            )
+        except RuntimeError:
+            pass  # what the op refuses is rare: the checks below name what is wrong, or take it
+        else:
+            return PackedInputs(*packed)
     ids = _check_integer_matrix("input_ids", input_ids, None)
     mask = (
         torch.ones_like(ids) if attention_mask is None else _check_mask(attention_mask, ids.shape)

@@ -21,6 +21,9 @@ from consistentee_ext.packed import (
 )
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# As csrc/include/consistentee/exit_head.h numbers them.
+POLICY_CODES = {None: 0} | {name: code for code, name in enumerate(POLICY_INPUTS, start=1)}
+CRITERION_CODES = {name: code for code, name in enumerate(CRITERIA)}
 
 
 def _check(name: str, tensor: Tensor, shape: tuple[int, ...], *dtypes: torch.dtype) -> None:
@@ -87,11 +90,10 @@ def add_norm(hidden: Tensor, residual: Tensor, norm: LayerNormWeights, backend: 
     return hidden
 
 
-def mean_pool(batch: PackedBatch, backend: str) -> Tensor:
-    """The mean of each row's tokens, ``[B, H]`` in the dtype of ``batch.hidden``."""
-    _check_batch(batch)
-    if backend == "torch":
-        return reference.pool(batch.hidden, batch.cu_seqlens, "mean")
+def pool(batch: PackedBatch, pooling: str, backend: str) -> Tensor:
+    """One vector a row, ``[B, H]`` in the dtype of ``batch.hidden``: cls or mean."""
+    if backend == "torch" or pooling == "cls":
+        return reference.pool(batch.hidden, batch.cu_seqlens, pooling)
     return torch.ops.consistentee.mean_pool.default(batch.hidden, batch.cu_seqlens)
 
 
@@ -128,6 +130,35 @@ def exit_step(
     Raises:
         TypeError, ValueError: a tensor of another dtype, shape or device than stated.
     """
+    arguments = (batch, pooled, weights, decision, results)
+    if backend == "torch":
+        _check_exit_step(*arguments)
+        return reference.exit_step(*arguments)
+    try:
+        survivors = torch.ops.consistentee.exit_step.default(
+            *batch,
+            pooled,
+            *weights[:6],
+            POLICY_CODES[weights.policy_input],
+            CRITERION_CODES.get(decision.criterion, -1),
+            *decision[1:],
+            *results,
+        )
+    except RuntimeError:
+        # The op writes nothing before all is checked. It is called at every layer of every batch:
+        # only where it refuses is it worth the time to say so in Python's words.
+        _check_exit_step(*arguments)
+        raise
+    return PackedBatch(*survivors) if survivors[1].numel() else batch
+
+
+def _check_exit_step(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+) -> None:
     _check_batch(batch)
     rows, hidden_size = batch.row_ids.numel(), batch.hidden.shape[1]
     _check("pooled", pooled, (rows, hidden_size), batch.hidden.dtype)
@@ -141,36 +172,26 @@ def exit_step(
     _check("classifier_bias", weights.classifier_bias, (classes,), torch.float32)
     if decision.criterion not in CRITERIA:
         raise ValueError(f"criterion: expected one of {CRITERIA}, got {decision.criterion!r}")
-    if backend == "torch":
-        return reference.exit_step(batch, pooled, weights, decision, results)
-    policy_input = weights.policy_input
-    survivors = torch.ops.consistentee.exit_step.default(
-        *batch,
-        pooled,
-        *weights[:6],
-        0 if policy_input is None else 1 + POLICY_INPUTS.index(policy_input),
-        CRITERIA.index(decision.criterion),
-        decision.threshold,
-        decision.layer,
-        decision.max_streak,
-        decision.last,
-        *results,
-    )
-    stay = PackedBatch(*survivors)
-    return batch if stay.row_ids.numel() == rows else stay
 
 
 def _register_fakes() -> None:
     """Shapes and dtypes of the compiled ops' results, for torch.compile and export."""
 
     def survivors(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor) -> tuple[Tensor, ...]:
-        context = torch.library.get_ctx()
-        rows, tokens = context.new_dynamic_size(), context.new_dynamic_size()
+        new_size = torch.library.get_ctx().new_dynamic_size
         return (
-            hidden.new_empty(tokens, hidden.shape[1]),
-            cu_seqlens.new_empty(rows + 1),
-            row_ids.new_empty(rows),
+            hidden.new_empty(new_size(), hidden.shape[1]),
+            cu_seqlens.new_empty(new_size()),
+            row_ids.new_empty(new_size()),
         )
+
+    @torch.library.register_fake("consistentee::pack")
+    def _(input_ids: Tensor, *rest: object) -> tuple[Tensor, ...]:
+        rows = input_ids.shape[0]
+        tokens = torch.library.get_ctx().new_dynamic_size()
+        packed = (input_ids.new_empty(tokens, dtype=torch.int64) for _ in range(3))
+        cu_seqlens = input_ids.new_empty(rows + 1, dtype=torch.int32)
+        return (*packed, cu_seqlens, input_ids.new_empty(rows, dtype=torch.int64))
 
     @torch.library.register_fake("consistentee::embed")
     def _(ids: Tensor, types: Tensor, positions: Tensor, words: Tensor, *rest: object) -> Tensor:
@@ -191,6 +212,14 @@ def _register_fakes() -> None:
     @torch.library.register_fake("consistentee::compact")
     def _(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
         return survivors(hidden, cu_seqlens, row_ids)
+
+    @torch.library.register_fake("consistentee::classify")
+    def _(hidden: Tensor, *rest: object) -> None:
+        return None
+
+    @torch.library.register_fake("consistentee::classify")
+    def _(ids: Tensor, *rest: object) -> None:
+        return None
 
     @torch.library.register_fake("consistentee::exit_step")
     def _(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor, *rest: object) -> tuple[Tensor, ...]:

@@ -4,6 +4,12 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(consistentee, m) {
+  // Matrices [B, S] of int64 or int32, a mask also of bool; without mask all are tokens, without segments all are
+  // 0 -> ids, types, positions [T] int64, cu_seqlens [B+1] int32, row_ids [B] int64, longest first.
+  m.def(
+      "pack(Tensor input_ids, Tensor? attention_mask, Tensor? token_type_ids, int vocab_size,"
+      " int type_vocab_size, int max_positions) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+
   // ids, types, positions [T] int64, tables [entries, H] -> [T, H]: layer norm of the three
   // embeddings' sum.
   m.def(
@@ -31,8 +37,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " -> (Tensor, Tensor, Tensor)");
 
   // pooled [B, H] is the pooler's product before tanh; head weights and results are float32.
-  // Returns hidden, cu_seqlens and row_ids of the rows that stay; where all of them do, hidden is
-  // [0, H]: the caller's own is what stays, and nothing is copied.
+  // Returns hidden, cu_seqlens and row_ids of the rows that stay; where all of them do, the three
+  // are without elements: the caller's own are what stays, and nothing is copied.
   m.def(
       "exit_step(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled,"
       " Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight,"
@@ -40,4 +46,25 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " int criterion, float threshold, int layer, int max_streak, bool last,"
       " Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels,"
       " Tensor(e!) streaks) -> (Tensor, Tensor, Tensor)");
+
+  // A BERT encoder and its exits, weights packed for oneDNN, laid out once for `classify`: its
+  // number, until `free_encoder`.
+  //
+  // embeddings: word, segment and position table, norm weight and bias. layers: of each layer weight
+  // and bias of queries, keys and values together, attention output, its norm, up, down, and the
+  // output norm; where the last layer is to be computed for first tokens alone, its queries stand
+  // alone, and its keys and values at the very end. exits: of each exit layer weight and bias of
+  // pooler and classifier and, with a policy, of its dense layer and score; the last has none.
+  m.def(
+      "new_encoder(Tensor[] embeddings, Tensor[] layers, int num_heads, float eps, str activation,"
+      " str algorithm, Tensor[] exits, int[] exit_layers, bool mean_pooling, int policy_input)"
+      " -> int");
+  m.def("free_encoder(int encoder) -> ()");
+
+  // A whole pass over the tokens `pack` gives, exits and all: nothing of it waits for Python, and a
+  // batch that has lost all its rows runs no further. Thresholds are one an exit layer.
+  m.def(
+      "classify(Tensor ids, Tensor types, Tensor positions, Tensor cu_seqlens, Tensor row_ids,"
+      " int encoder, float[] thresholds, int criterion, Tensor(a!) logits, Tensor(b!) exit_layers,"
+      " Tensor(c!) exit_scores, Tensor(d!) labels, Tensor(e!) streaks) -> ()");
 }

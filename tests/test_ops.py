@@ -182,7 +182,7 @@ def test_mean_pool_matches_reference(dtype: torch.dtype, hidden_size: int) -> No
     batch = make_batch([1, 512, 7, 30], hidden_size, dtype)
     exact = reference.pool(batch.hidden.double(), batch.cu_seqlens, "mean").double()
     eager_error = (reference.pool(batch.hidden, batch.cu_seqlens, "mean") - exact).abs().max()
-    error = (ops.mean_pool(batch, "cpu") - exact).abs().max()
+    error = (ops.pool(batch, "mean", "cpu") - exact).abs().max()
     assert error <= 2 * eager_error + 1e-7
 
 
@@ -194,10 +194,10 @@ def test_mean_of_special_values(dtype: torch.dtype) -> None:
     values = [info.max, -info.max, info.tiny, info.tiny / 4, -0.0, float("inf"), 1 + info.eps]
     hidden = torch.tensor(values, dtype=dtype)[:, None]
     batch = make_batch([1] * len(values), 1, dtype)._replace(hidden=hidden)
-    assert torch.equal(ops.mean_pool(batch, "cpu"), hidden)
+    assert torch.equal(ops.pool(batch, "mean", "cpu"), hidden)
     nan = hidden[:1] * float("nan")
     single = PackedBatch(nan, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0]))
-    assert ops.mean_pool(single, "cpu").isnan().all()
+    assert ops.pool(single, "mean", "cpu").isnan().all()
     # 1 and 1 + eps have their mean half-way between two numbers: the even one, 1.
     pair = PackedBatch(
         torch.tensor([1, 1 + info.eps], dtype=dtype)[:, None],
@@ -205,7 +205,7 @@ def test_mean_of_special_values(dtype: torch.dtype) -> None:
         torch.tensor([0]),
     )
     expected = ((1.0 + (1.0 + info.eps)) / 2) if dtype == torch.float32 else 1.0
-    assert ops.mean_pool(pair, "cpu").item() == torch.tensor(expected, dtype=dtype).item()
+    assert ops.pool(pair, "mean", "cpu").item() == torch.tensor(expected, dtype=dtype).item()
 
 
 @native

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.activations import ACT2FN
 
 from consistentee_ext import ops
 from consistentee_ext.linear import Linear
@@ -23,6 +22,15 @@ class _Layer:
     up: Linear
     down: Linear
     output_norm: LayerNormWeights
+
+    @property
+    def linears(self) -> list[Linear]:
+        own = [self.key_value] if self.key_value else []
+        return [self.query, self.attention_output, self.up, self.down, *own]
+
+    @property
+    def norms(self) -> list[LayerNormWeights]:
+        return [self.attention_norm, self.output_norm]
 
 
 class PackedBert:
@@ -62,15 +70,14 @@ class PackedBert:
         self.max_positions: int = config.max_position_embeddings
         self.vocab_size: int = config.vocab_size
         self.type_vocab_size: int = config.type_vocab_size
-        fused_gelu = config.hidden_act == "gelu"
-        self._activation = None if fused_gelu else ACT2FN[config.hidden_act]
 
         def place(tensor: Tensor) -> Tensor:
             return tensor.detach().to(device, dtype)
 
-        def linear(*modules: nn.Linear, gelu: bool = False) -> Linear:
+        def linear(*modules: nn.Linear, activation: str | None = None) -> Linear:
             weight = torch.cat([place(module.weight) for module in modules])
-            return Linear(weight, torch.cat([place(module.bias) for module in modules]), gelu)
+            bias = torch.cat([place(module.bias) for module in modules])
+            return Linear(weight, bias, activation)
 
         def norm(module: nn.LayerNorm) -> LayerNormWeights:
             return LayerNormWeights(place(module.weight), place(module.bias), module.eps)
@@ -83,7 +90,7 @@ class PackedBert:
                 key_value=linear(*key_value) if first_token_only else None,
                 attention_output=linear(layer.attention.output.dense),
                 attention_norm=norm(layer.attention.output.LayerNorm),
-                up=linear(layer.intermediate.dense, gelu=fused_gelu),
+                up=linear(layer.intermediate.dense, activation=config.hidden_act),
                 down=linear(layer.output.dense),
                 output_norm=norm(layer.output.LayerNorm),
             )
@@ -92,19 +99,19 @@ class PackedBert:
             return packed
 
         embeddings = model.embeddings
-        self._tables = (
+        self.tables = (
             place(embeddings.word_embeddings.weight),
             place(embeddings.token_type_embeddings.weight),
             place(embeddings.position_embeddings.weight),
         )
-        self._embedding_norm = norm(embeddings.LayerNorm)
+        self.embedding_norm = norm(embeddings.LayerNorm)
         *others, last = model.encoder.layer
         self.layers = [pack(layer, False) for layer in others]
         self.layers.append(pack(last, pooling == "cls"))
 
     def embed(self, ids: Tensor, types: Tensor, positions: Tensor) -> Tensor:
         """Embeddings ``[T, H]`` of tokens, from ids, segment ids and positions ``[T]`` int64."""
-        return ops.embed((ids, types, positions), self._tables, self._embedding_norm, self.backend)
+        return ops.embed((ids, types, positions), self.tables, self.embedding_norm, self.backend)
 
     def run_layer(self, index: int, batch: PackedBatch) -> PackedBatch:
         """Layer `index` (from 0) on a packed batch; the last may leave first tokens alone."""
@@ -123,7 +130,5 @@ class PackedBert:
             layer.attention_output(context), out.hidden, layer.attention_norm, self.backend
         )
         inner = layer.up(hidden)
-        if self._activation is not None:
-            inner = self._activation(inner)
         hidden = ops.add_norm(layer.down(inner), hidden, layer.output_norm, self.backend)
         return out._replace(hidden=hidden)

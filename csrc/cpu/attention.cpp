@@ -30,6 +30,8 @@ void prefetch(const AttentionHead<scalar_t>& head) {
   lines(head.value, head.value_stride, head.keys);
 }
 
+}  // namespace
+
 Tensor attention(
     const Tensor& query,
     const Tensor& key,
@@ -97,7 +99,6 @@ Tensor attention(
   return out;
 }
 
-}  // namespace
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {

@@ -2,10 +2,11 @@
 #pragma once
 
 #include <algorithm>
-#include <cstring>
+#include <optional>
 #include <tuple>
 
 #include "cpu/kernels.h"
+#include "cpu/linear.h"
 #include "stable.h"
 
 namespace consistentee {
@@ -50,18 +51,6 @@ inline Batch check_batch(const Tensor& hidden, const Tensor& cu_seqlens) {
   return {rows, tokens, hidden.size(1), offsets};
 }
 
-// A new [tokens, size], followed in memory by rows that a matrix product may compute as well: it is
-// prepared anew for each number of rows, so consistentee_ext/linear.py rounds that number up. They
-// are zeros, as other numbers may be slow.
-inline Tensor new_tokens(const Tensor& like, int64_t tokens, int64_t size) {
-  constexpr int64_t kMoreRows = 31;
-  Tensor out = torch::stable::new_empty(like, {tokens + kMoreRows, size});
-  const size_t row_bytes = size * out.element_size();
-  std::memset(
-      static_cast<char*>(out.mutable_data_ptr()) + tokens * row_bytes, 0, kMoreRows * row_bytes);
-  return torch::stable::narrow(out, 0, 0, tokens);
-}
-
 // Calls f with the table's kernels for the dtype of `tensor`, and with its element type.
 template <typename F>
 void dispatch(const Tensor& tensor, const char* name, const F& f) {
@@ -76,6 +65,62 @@ void dispatch(const Tensor& tensor, const char* name, const F& f) {
           torch::headeronly::toString(tensor.scalar_type()));
   }
 }
+
+// The ops that others are made of; csrc/ops.cpp says what each computes.
+
+Tensor embed(
+    const Tensor& ids,
+    const Tensor& types,
+    const Tensor& positions,
+    const Tensor& word_table,
+    const Tensor& type_table,
+    const Tensor& position_table,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps);
+
+Tensor attention(
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& query_offsets,
+    const Tensor& key_offsets,
+    int64_t num_heads);
+
+void add_norm_(
+    const Tensor& hidden,
+    const Tensor& residual,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps);
+
+Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens);
+
+std::tuple<Tensor, Tensor, Tensor> exit_step(
+    const Tensor& hidden,
+    const Tensor& cu_seqlens,
+    const Tensor& row_ids,
+    const Tensor& pooled,
+    const Tensor& classifier_weight,
+    const Tensor& classifier_bias,
+    const std::optional<Tensor>& dense_weight,
+    const std::optional<Tensor>& dense_bias,
+    const std::optional<Tensor>& score_weight,
+    const std::optional<Tensor>& score_bias,
+    int64_t policy_input,
+    int64_t criterion,
+    double threshold,
+    int64_t layer,
+    int64_t max_streak,
+    bool last,
+    const Tensor& logits,
+    const Tensor& exit_layers,
+    const Tensor& exit_scores,
+    const Tensor& labels,
+    const Tensor& streaks);
+
+// The first token of each row [B, H]; a row must have one.
+Tensor first_tokens(const Batch& batch, const Tensor& hidden);
 
 // The rows whose `keep` byte is not zero, as hidden, cu_seqlens and row_ids of their own.
 std::tuple<Tensor, Tensor, Tensor> compact_rows(

@@ -33,6 +33,8 @@ void check_policy(
   head.score_bias = data<float>(*score_bias);
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor, Tensor> exit_step(
     const Tensor& hidden,
     const Tensor& cu_seqlens,
@@ -113,13 +115,14 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
     });
   });
   if (std::find(keep.begin(), keep.end(), 0) == keep.end()) {
-    const Tensor nothing_copied = torch::stable::new_empty(hidden, {0, batch.hidden_size});
-    return {nothing_copied, torch::stable::clone(cu_seqlens), torch::stable::clone(row_ids)};
+    return {
+        torch::stable::new_empty(hidden, {0, batch.hidden_size}),
+        torch::stable::new_empty(cu_seqlens, {0}),
+        torch::stable::new_empty(row_ids, {0})};
   }
   return compact_rows(batch, hidden, row_ids, keep.data());
 }
 
-}  // namespace
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {

@@ -16,6 +16,8 @@ LayerNorm<scalar_t> layer_norm(const Tensor& weight, const Tensor& bias, int64_t
   return {data<scalar_t>(weight), data<scalar_t>(bias), size, static_cast<float>(eps)};
 }
 
+}  // namespace
+
 void add_norm_(
     const Tensor& hidden,
     const Tensor& residual,
@@ -44,6 +46,8 @@ void add_norm_(
   });
 }
 
+namespace {
+
 // A table [entries, H] and the indices [T] into it, all of them in range.
 int64_t check_table(const Tensor& table, const Tensor& ids, const char* name, int64_t tokens) {
   if (table.dim() != 2 || !table.is_contiguous()) {
@@ -57,6 +61,8 @@ int64_t check_table(const Tensor& table, const Tensor& ids, const char* name, in
   }
   return table.size(1);
 }
+
+}  // namespace
 
 Tensor embed(
     const Tensor& ids,
@@ -97,7 +103,6 @@ Tensor embed(
   return out;
 }
 
-}  // namespace
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {

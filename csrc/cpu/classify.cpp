@@ -1,0 +1,212 @@
+// classify: all layers and exits of a pass in one call. At every layer the weights push Python, its
+// objects and the dispatcher's tables out of the caches: in a small batch each call from Python, and
+// each tensor handed over, then costs as much as computing a token.
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <vector>
+
+#include "cpu/bert_layer.h"
+
+namespace consistentee {
+namespace {
+
+constexpr size_t kTensorsOfLayer = 12;
+constexpr size_t kTensorsOfExit = 4;    // pooler and classifier
+constexpr size_t kTensorsOfPolicy = 4;  // dense layer and score
+
+std::vector<BertLayer> read_layers(
+    const std::vector<Tensor>& tensors,
+    int64_t num_heads,
+    double eps,
+    const std::string& activation,
+    const std::string& algorithm) {
+  const size_t count = tensors.size() / kTensorsOfLayer, rest = tensors.size() % kTensorsOfLayer;
+  if (!count || (rest != 0 && rest != 2)) fail("layers: expected 12 tensors a layer, or 2 more");
+  std::vector<BertLayer> layers;
+  for (size_t i = 0; i < count; ++i) {
+    const Tensor* t = &tensors[i * kTensorsOfLayer];
+    layers.push_back(
+        {PackedLinear{t[0], t[1]},
+         std::nullopt,
+         PackedLinear{t[2], t[3]},
+         t[4],
+         t[5],
+         PackedLinear{t[6], t[7], activation, algorithm},
+         PackedLinear{t[8], t[9]},
+         t[10],
+         t[11],
+         eps,
+         num_heads});
+  }
+  if (rest) layers.back().key_value = PackedLinear{tensors[tensors.size() - 2], tensors.back()};
+  return layers;
+}
+
+struct Encoder {
+  std::vector<Tensor> embeddings;
+  std::vector<BertLayer> layers;
+  std::vector<Tensor> exits;
+  std::vector<int64_t> exit_layers;
+  bool mean_pooling;
+  int64_t policy_input;
+};
+
+// Encoders by number. A pass under way keeps its encoder alive.
+class Registry {
+ public:
+  int64_t add(std::shared_ptr<const Encoder> encoder) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    encoders_[++last_] = std::move(encoder);
+    return last_;
+  }
+
+  std::shared_ptr<const Encoder> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = encoders_.find(number);
+    if (found == encoders_.end()) fail("encoder: expected a number that new_encoder gave");
+    return found->second;
+  }
+
+  void remove(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    encoders_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int64_t, std::shared_ptr<const Encoder>> encoders_;
+  int64_t last_ = 0;
+};
+
+Registry& registry() {
+  // Never destroyed: at the end of the process torch may be gone before its tensors are.
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+int64_t new_encoder(
+    const std::vector<Tensor>& embeddings,
+    const std::vector<Tensor>& layers,
+    int64_t num_heads,
+    double eps,
+    const std::string& activation,
+    const std::string& algorithm,
+    const std::vector<Tensor>& exits,
+    const std::vector<int64_t>& exit_layers,
+    bool mean_pooling,
+    int64_t policy_input) {
+  auto encoder = std::make_shared<Encoder>();
+  if (embeddings.size() != 5) fail("embeddings: expected three tables, norm weight and bias");
+  encoder->embeddings = embeddings;
+  encoder->layers = read_layers(layers, num_heads, eps, activation, algorithm);
+  if (exit_layers.empty() || exit_layers.back() != static_cast<int64_t>(encoder->layers.size())) {
+    fail("exit_layers: expected numbers of layers, the last among them");
+  }
+  const size_t stride = kTensorsOfExit + (policy_input ? kTensorsOfPolicy : 0);
+  if (exits.size() != stride * (exit_layers.size() - 1) + kTensorsOfExit) {
+    fail("exits: expected the weights of every exit layer");
+  }
+  encoder->exits = exits;
+  encoder->exit_layers = exit_layers;
+  encoder->mean_pooling = mean_pooling;
+  encoder->policy_input = policy_input;
+  return registry().add(std::move(encoder));
+}
+
+void free_encoder(int64_t encoder) { registry().remove(encoder); }
+
+void classify(
+    const Tensor& ids,
+    const Tensor& types,
+    const Tensor& positions,
+    const Tensor& all_cu_seqlens,
+    const Tensor& all_row_ids,
+    int64_t encoder_number,
+    const std::vector<double>& thresholds,
+    int64_t criterion,
+    const Tensor& logits,
+    const Tensor& exit_layers,
+    const Tensor& exit_scores,
+    const Tensor& labels,
+    const Tensor& streaks) {
+  const std::shared_ptr<const Encoder> encoder = registry().find(encoder_number);
+  const int64_t num_exits = static_cast<int64_t>(encoder->exit_layers.size());
+  if (static_cast<int64_t>(thresholds.size()) != num_exits) {
+    fail("thresholds: expected one for each exit layer");
+  }
+  const auto& tables = encoder->embeddings;
+  Tensor hidden = embed(
+      ids,
+      types,
+      positions,
+      tables[0],
+      tables[1],
+      tables[2],
+      tables[3],
+      tables[4],
+      encoder->layers.front().eps);
+  Tensor cu_seqlens = all_cu_seqlens, row_ids = all_row_ids;
+  int64_t exit = 0, layer = 0;
+  for (const BertLayer& run : encoder->layers) {
+    if (row_ids.numel() == 0) return;
+    ++layer;
+    hidden = run(hidden, cu_seqlens);
+    if (run.key_value) cu_seqlens = one_token_a_row(cu_seqlens);
+    if (encoder->exit_layers[exit] != layer) continue;
+
+    const bool last = exit + 1 == num_exits, has_policy = encoder->policy_input && !last;
+    const size_t stride = kTensorsOfExit + (encoder->policy_input ? kTensorsOfPolicy : 0);
+    const Tensor* t = &encoder->exits[exit * stride];
+    const auto policy = [&](int i) { return has_policy ? std::make_optional(t[i]) : std::nullopt; };
+    const Tensor pooled = PackedLinear{t[0], t[1]}(
+        encoder->mean_pooling ? mean_pool(hidden, cu_seqlens)
+                              : first_tokens(check_batch(hidden, cu_seqlens), hidden));
+    const auto [new_hidden, new_cu_seqlens, new_row_ids] = exit_step(
+        hidden,
+        cu_seqlens,
+        row_ids,
+        pooled,
+        t[2],
+        t[3],
+        policy(4),
+        policy(5),
+        policy(6),
+        policy(7),
+        has_policy ? encoder->policy_input : 0,
+        criterion,
+        thresholds[exit],
+        layer,
+        num_exits - 1,
+        last,
+        logits,
+        exit_layers,
+        exit_scores,
+        labels,
+        streaks);
+    ++exit;
+    if (new_cu_seqlens.numel() == 0) continue;  // every row stays
+    hidden = new_hidden;
+    cu_seqlens = new_cu_seqlens;
+    row_ids = new_row_ids;
+  }
+}
+
+}  // namespace
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("classify", TORCH_BOX(&consistentee::classify));
+}
+
+// A call with packed weights, which are of torch's MKLDNN layout, is dispatched by that key; one
+// without tensors, by none.
+STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {
+  m.impl("new_encoder", TORCH_BOX(&consistentee::new_encoder));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CompositeExplicitAutograd, m) {
+  m.impl("free_encoder", TORCH_BOX(&consistentee::free_encoder));
+}

@@ -1,0 +1,138 @@
+"""A whole pass in one call against the same pass op by op."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from conftest import BACKENDS, random_batch, tiny_classifier, tiny_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.inputs import Limits, pack_inputs
+
+pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+
+BATCH = random_batch([5, 1, 17, 9, 9, 30, 2], seed=3)
+
+
+def check_passes_agree(encoder: FastEarlyExitEncoder, batch: dict, tolerance: float) -> None:
+    op_by_op = copy.copy(encoder)
+    op_by_op._native = None
+    assert encoder._native is not None
+    found, expected = encoder(**batch), op_by_op(**batch)
+    # Both run the same kernels on the same numbers, but round the number of rows differently.
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    torch.testing.assert_close(found.logits, expected.logits, atol=tolerance, rtol=tolerance)
+    torch.testing.assert_close(
+        found.exit_scores, expected.exit_scores, atol=tolerance, rtol=tolerance
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("criterion", ["policy", "confidence", "entropy", "patience"])
+@pytest.mark.parametrize("exit_layers", [None, [2]])
+def test_one_call_gives_what_the_ops_give(
+    dtype: torch.dtype, pooling: str, criterion: str, exit_layers: list[int] | None
+) -> None:
+    model = tiny_model(pooling, seed=5)
+    encoder = FastEarlyExitEncoder(
+        model, dtype=dtype, criterion=criterion, exit_layers=exit_layers, threshold=0.61
+    )
+    check_passes_agree(encoder, BATCH, 1e-5 if dtype == torch.float32 else 2e-2)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 30, 80])
+def test_numbers_of_tokens_that_are_rounded_up(rows: int) -> None:
+    """The rows computed beyond the tokens are dropped: 11 to 1,017 tokens, odd at most layers."""
+    batch = random_batch([11 + 3 * (row % 3) for row in range(rows)], seed=rows)
+    check_passes_agree(FastEarlyExitEncoder(tiny_model(seed=5), threshold=0.6), batch, 1e-5)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_activations_that_onednn_fuses(activation: str) -> None:
+    encoder = FastEarlyExitEncoder(tiny_model(hidden_act=activation))
+    check_passes_agree(encoder, BATCH, 1e-5)
+
+
+def test_models_without_policy_or_early_exit() -> None:
+    check_passes_agree(FastEarlyExitEncoder(tiny_classifier()), BATCH, 1e-5)
+    check_passes_agree(FastEarlyExitEncoder(tiny_model(), exit_layers=[]), BATCH, 1e-5)
+
+
+def test_what_cannot_be_packed_goes_op_by_op() -> None:
+    for options in ({"dtype": torch.float16}, {"backend": "torch"}):
+        assert FastEarlyExitEncoder(tiny_model(), **options)._native is None
+    silu = FastEarlyExitEncoder(tiny_model(hidden_act="silu"))
+    assert silu._native is None
+    assert silu(**BATCH).logits.shape == (7, 3)
+
+
+def test_an_encoder_is_freed_with_its_owner() -> None:
+    encoder = FastEarlyExitEncoder(tiny_model())
+    twin = copy.copy(encoder)
+    number = encoder._native._number
+    expected = encoder(**BATCH).logits
+    del encoder
+    gc.collect()
+    assert torch.equal(twin(**BATCH).logits, expected)
+    empty = torch.zeros(0, dtype=torch.int64)
+    offsets = torch.zeros(1, dtype=torch.int32)
+    results = (torch.zeros(0, 3), empty, torch.zeros(0), offsets[:0], offsets[:0])
+    arguments = (empty, empty, empty, offsets, empty, number, [1.0] * 4, 0, *results)
+    torch.ops.consistentee.classify(*arguments)
+    del twin
+    gc.collect()
+    with pytest.raises(RuntimeError, match="encoder: expected a number that new_encoder gave"):
+        torch.ops.consistentee.classify(*arguments)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mask=st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), max_size=9),
+    ids=st.sampled_from([torch.int64, torch.int32]),
+    kind=st.sampled_from([torch.int64, torch.int32, torch.bool, torch.float32]),
+    seed=st.integers(0, 1000),
+)
+def test_packing_matches_the_python_one(
+    mask: list[list[bool]], ids: torch.dtype, kind: torch.dtype, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (len(mask), 6)
+    given_ids = torch.randint(0, 50, shape, generator=generator).to(ids)
+    types = torch.randint(0, 2, shape, generator=generator)
+    given_mask = torch.tensor(mask).reshape(shape).to(kind)
+    limits = Limits(50, 2, 6)
+    for attention_mask in (given_mask, None):
+        for segments in (types, None):
+            arguments = (given_ids, attention_mask, segments, limits, torch.device("cpu"))
+            for found, expected in zip(
+                pack_inputs(*arguments, "cpu"), pack_inputs(*arguments, "torch"), strict=True
+            ):
+                assert found.dtype == expected.dtype
+                assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, torch.tensor([[1, 50]]), "input_ids: expected ids of the vocabulary"),
+        (0, torch.tensor([[1, -1]]), "input_ids: expected ids of the vocabulary"),
+        (0, torch.tensor([[True, False]]), "input_ids: expected a contiguous tensor"),
+        (1, torch.tensor([[1, 2]]), "attention_mask: expected only 0 and 1"),
+        (1, torch.tensor([[0, 0]]), "attention_mask: expected at least one token a row"),
+        (2, torch.tensor([[0, 2]]), "token_type_ids: expected known segments"),
+        (5, 1, "input_ids: expected fewer positions"),
+    ],
+)
+def test_direct_call_of_pack_out_of_bounds_raises(
+    position: int, value: object, message: str
+) -> None:
+    arguments = [torch.tensor([[1, 2]]), torch.tensor([[1, 1]]), torch.tensor([[0, 1]]), 50, 2, 6]
+    arguments[position] = value
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.consistentee.pack(*arguments)
