@@ -159,7 +159,8 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
             steps.append((layer, int(lengths[exit_layers >= number].sum())))
     steps = [(layer, tokens) for layer, tokens in steps if tokens]
     config = workload.model.config.backbone
-    most = max(tokens for _, tokens in steps)
+    # Room behind the tokens, as the encoder's own have it: the number of rows is rounded up alike.
+    most = max(tokens for _, tokens in steps) + 32
     hidden = torch.randn(most, config.hidden_size).to(dtype)
     inner = torch.randn(most, config.intermediate_size).to(dtype)
 

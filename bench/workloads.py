@@ -34,6 +34,10 @@ RUNS = ROOT / "runs" / "bench"
 # them as sst2/{train,dev}.tsv and rte/dev.tsv. Without it SST-2 gives way to the demo's corpus.
 DATA = Path(os.environ.get("CONSISTENTEE_DATA", ROOT.parent / "shared" / "data"))
 
+# A user runs one engine in a process; here those of torch share oneDNN's cache of prepared
+# products, and would push each other's out.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
+
 MODELS = ("minilm", "bert-base")
 TEXTS = ("sst2", "rte")
 BERT_BASE_ROWS = 192

@@ -93,7 +93,7 @@ class FastEarlyExitEncoder:
         self.device = _usable_device(device or weight.device)
         self.backend = select_backend(self.device, backend)
         self.tokenizer = tokenizer
-        exits = model_exits(model, self.dtype, self.device)
+        exits = model_exits(model, self.dtype, self.device, self.backend)
         pooling = exits[max(exits)].pooling
         self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling, _consume)
         self.exit_layers = choose_exit_layers(list(exits), exit_layers)

@@ -32,6 +32,7 @@ class Exit:
         policy: Policy | None,
         dtype: torch.dtype,
         device: torch.device,
+        backend: str,
     ) -> Exit:
         """The pooler in `dtype`; classifier and policy, which are small, in float32."""
 
@@ -50,7 +51,9 @@ class Exit:
         return cls(
             pooling,
             Linear(
-                pooler.weight.detach().to(device, dtype), pooler.bias.detach().to(device, dtype)
+                pooler.weight.detach().to(device, dtype),
+                pooler.bias.detach().to(device, dtype),
+                backend=backend,
             ),
             HeadWeights(exact(classifier.weight), exact(classifier.bias), *policy_weights),
         )
@@ -63,19 +66,21 @@ class Exit:
         return ops.exit_step(batch, pooled, self.weights, decision, results, backend)
 
 
-def model_exits(model: Any, dtype: torch.dtype, device: torch.device) -> dict[int, Exit]:
+def model_exits(
+    model: Any, dtype: torch.dtype, device: torch.device, backend: str
+) -> dict[int, Exit]:
     """The exits of a model by layer (1-based); a plain BERT classifier has one, at the last."""
+    where = (dtype, device, backend)
     if hasattr(model, "heads"):
         heads: Sequence[ExitHead] = model.heads
+        pooling = model.config.pooling
         return {
-            layer: Exit.from_modules(
-                model.config.pooling, head.pooler, head.classifier, head.policy, dtype, device
-            )
+            layer: Exit.from_modules(pooling, head.pooler, head.classifier, head.policy, *where)
             for layer, head in enumerate(heads, start=1)
         }
     return {
         model.config.num_hidden_layers: Exit.from_modules(
-            "cls", model.bert.pooler.dense, model.classifier, None, dtype, device
+            "cls", model.bert.pooler.dense, model.classifier, None, *where
         )
     }
 

@@ -33,10 +33,15 @@ class Linear:
 
     Args:
         activation: f by its name in transformers' configs; None is the identity.
+        backend: on ``cpu`` the C++ op calls oneDNN, with the number of rows rounded up where memory
+            holds more rows, so that few numbers need code of their own.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor, activation: str | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor, activation: str | None = None, backend: str = "torch"
+    ) -> None:
         self.bias = bias
+        self._native = backend == "cpu"
         self.packed = (
             weight.device.type == "cpu"
             and weight.dtype in _ONEDNN_DTYPES
@@ -51,6 +56,10 @@ class Linear:
             self._apply = None if activation is None else ACT2FN[activation]
 
     def __call__(self, x: Tensor) -> Tensor:
+        if self.packed and self._native:
+            return torch.ops.consistentee.linear.default(
+                x, self.weight, self.bias, self.activation, self.algorithm
+            )
         if self.packed:
             return torch.ops.mkldnn._linear_pointwise.default(
                 x, self.weight, self.bias, self.activation, [], self.algorithm

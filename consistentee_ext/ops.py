@@ -197,6 +197,10 @@ def _register_fakes() -> None:
     def _(ids: Tensor, types: Tensor, positions: Tensor, words: Tensor, *rest: object) -> Tensor:
         return words.new_empty(ids.shape[0], words.shape[1])
 
+    @torch.library.register_fake("consistentee::linear")
+    def _(x: Tensor, weight: Tensor, bias: Tensor, *rest: object) -> Tensor:
+        return x.new_empty(x.shape[0], bias.shape[0])
+
     @torch.library.register_fake("consistentee::attention")
     def _(query: Tensor, *rest: object) -> Tensor:
         return query.new_empty(query.shape)

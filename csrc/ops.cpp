@@ -16,6 +16,10 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "embed(Tensor ids, Tensor types, Tensor positions, Tensor word_table, Tensor type_table,"
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
+  // x [T, I], weight [O, I] packed for oneDNN, bias [O] -> f(x W^T + b) [T, O]; oneDNN's names of f
+  // and of its variant.
+  m.def("linear(Tensor x, Tensor weight, Tensor bias, str activation, str algorithm) -> Tensor");
+
   // query [Tq, H], key and value [T, H], offsets [B+1] int32 -> [Tq, H]. Rows of the three may lie
   // apart.
   m.def(

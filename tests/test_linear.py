@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import BACKENDS
 from torch.nn import functional as F
 
 from consistentee_ext import linear
@@ -39,3 +40,21 @@ def test_linear(
     if rows:
         error, eager_error = (found - exact).abs().max(), (eager - exact).abs().max()
         assert error <= 2 * eager_error + 1e-6
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("rows", [0, 1, 61, 65, 513, 1030])
+@pytest.mark.parametrize("more", [0, 3, 40])
+def test_rows_behind_x_in_memory_do_not_matter(dtype: torch.dtype, rows: int, more: int) -> None:
+    """They may be computed, so that few numbers of rows need a product prepared for them."""
+    torch.manual_seed(0)
+    weight, bias = torch.randn(24, 16).to(dtype), torch.randn(24).to(dtype)
+    layer = Linear(weight, bias, "gelu", backend="cpu")
+    buffer = torch.randn(rows + more, 16).to(dtype)
+    buffer[rows:] = torch.nan
+    with torch.inference_mode():
+        found, alone = layer(buffer[:rows]), Linear(weight, bias, "gelu")(buffer[:rows].clone())
+    assert found.shape == (rows, 24)
+    tolerance = 1e-5 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, alone, rtol=tolerance, atol=tolerance)

@@ -77,7 +77,7 @@ class PackedBert:
         def linear(*modules: nn.Linear, activation: str | None = None) -> Linear:
             weight = torch.cat([place(module.weight) for module in modules])
             bias = torch.cat([place(module.bias) for module in modules])
-            return Linear(weight, bias, activation)
+            return Linear(weight, bias, activation, backend)
 
         def norm(module: nn.LayerNorm) -> LayerNormWeights:
             return LayerNormWeights(place(module.weight), place(module.bias), module.eps)

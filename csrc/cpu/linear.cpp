@@ -1,3 +1,5 @@
+// linear: a matrix product by oneDNN.
+
 #include "cpu/linear.h"
 
 #include <cstring>
@@ -73,4 +75,22 @@ Tensor first_rows(const Tensor& tensor, int64_t tokens) {
   return all.size(0) == tokens ? all : torch::stable::narrow(all, 0, 0, tokens);
 }
 
+namespace {
+
+Tensor linear(
+    const Tensor& x,
+    const Tensor& weight,
+    const Tensor& bias,
+    const std::string& activation,
+    const std::string& algorithm) {
+  if (x.dim() != 2) fail("x: expected a tensor of shape [T, I]");
+  return PackedLinear{weight, bias, activation, algorithm}(x);
+}
+
+}  // namespace
 }  // namespace consistentee
+
+// A call with packed weights, which are of torch's MKLDNN layout, is dispatched by that key.
+STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {
+  m.impl("linear", TORCH_BOX(&consistentee::linear));
+}
