@@ -7,8 +7,9 @@ from collections.abc import Set
 from types import SimpleNamespace
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
+from safetensors import safe_open
+import torch
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -78,12 +79,13 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
     if model_type == "bert":
         return _load_bert(name_or_path)
     try:
-        model = EarlyExitModel(config)
+        with torch.device("meta"):  # the file brings the weights; no second copy, none at random
+            model = EarlyExitModel(config)
     except KeyError as error:
         raise ValueError(f"{name_or_path}: config.json has no field {error}") from None
     file = cached_file(name_or_path, "model.safetensors")
     assert file is not None  # a missing file raises
-    weights = load_file(file)
+    weights = _read_weights(file)
     expected = model.state_dict()
     _check_fit(
         name_or_path,
@@ -95,8 +97,23 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
             if expected[name].shape != weights[name].shape
         },
     )
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def _read_weights(file: str) -> dict[str, Tensor]:
+    """The tensors of a file, each in memory of its own, so that each can be freed alone.
+
+    Tensors of one opened file share its mapping, which stays in memory whole while one of them
+    lives.
+    """
+    with safe_open(file, framework="pt") as opened:
+        names = list(opened.keys())
+    weights = {}
+    for name in names:
+        with safe_open(file, framework="pt") as opened:
+            weights[name] = opened.get_tensor(name).clone()
+    return weights
 
 
 def _load_bert(name_or_path: str | os.PathLike[str]) -> nn.Module:

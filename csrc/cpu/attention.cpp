@@ -2,7 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
-#include <vector>
+#include <memory>
 
 #include "cpu/batch.h"
 
@@ -83,7 +83,7 @@ Tensor attention(
     // Rows differ in length: a thread that is done takes the next task.
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
-      std::vector<float> scratch(memory);
+      const std::unique_ptr<float[]> scratch(new float[memory]);  // a vector would write zeros
       for (int64_t task = next++; task < tasks; task = next++) {
         const int64_t row = task / groups, first = task % groups * heads;
         for (int64_t head = first; head < first + heads; ++head) {
@@ -91,7 +91,7 @@ Tensor attention(
           kernels.attend_head(
               head_at(row, head),
               mutable_data<scalar_t>(out) + queries[row] * hidden_size + head * head_size,
-              scratch.data());
+              scratch.get());
         }
       }
     });
