@@ -18,7 +18,7 @@ CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -nam
 # One line a package in place of pip's progress bars.
 PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
 
-.PHONY: help install demo test bench lint format types test-abi sanitize cuda clean
+.PHONY: help install demo test bench lint format types test-abi sanitize test-cuda-build test-gpu clean
 
 help:
 	@echo "make demo      train, evaluate and report on text found on this machine (runs/demo)"
@@ -28,7 +28,8 @@ help:
 	@echo "make types     mypy"
 	@echo "make test-abi  one wheel under two versions of torch"
 	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
-	@echo "make cuda      compile the CUDA library (needs a CUDA toolkit, no GPU)"
+	@echo "make test-cuda-build  the CUDA library, compiled and loaded under two torches (needs nvcc, no GPU)"
+	@echo "make test-gpu  all tests on a GPU; a skip for want of one is a failure"
 	@echo "make clean     remove builds and environments"
 	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH) choose the interpreter and the torch of $(VENV)"
 
@@ -86,10 +87,25 @@ sanitize: install
 	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/sanitize --target kernels_test
 	PATH="$(abspath $(BIN)):$$PATH" ctest --test-dir build/sanitize --output-on-failure
 
-cuda: install
-	PATH="$(abspath $(BIN)):$$PATH" CONSISTENTEE_FORCE_CUDA=1 \
-	  cmake -S . -B build/cuda -G Ninja --fresh -DPython_EXECUTABLE=$(abspath $(BIN)/python) -DCONSISTENTEE_WERROR=ON
-	PATH="$(abspath $(BIN)):$$PATH" cmake --build build/cuda
+test-cuda-build: install $(NEWEST)/.torch
+	rm -rf build/cuda build/lib*
+	CONSISTENTEE_FORCE_CUDA=1 CMAKE_ARGS="$${CMAKE_ARGS:-} -DCONSISTENTEE_WERROR=ON" \
+	  $(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir build/cuda . $(PROGRESS)
+	$(BIN)/pip install --no-deps --target build/cuda/site build/cuda/*.whl $(PROGRESS)
+	for python in $(BIN)/python $(NEWEST)/bin/python; do \
+	  PYTHONPATH=build/cuda/site $$python tests/abi_check.py; \
+	  PYTHONPATH=build/cuda/site $$python tests/cuda_link_check.py; \
+	done
+
+# With TORCH=torch, on a machine with a card and its toolkit.
+test-gpu: install
+	CONSISTENTEE_FORCE_CUDA=1 $(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
+	$(BIN)/pip install triton $(PROGRESS)
+	CONSISTENTEE_FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest
+	if command -v compute-sanitizer >/dev/null; then \
+	  CONSISTENTEE_FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
+	    compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/test_gpu.py; \
+	fi
 
 clean:
 	rm -rf build dist *.egg-info $(VENV) $(NEWEST) consistentee_ext/*.so consistentee_ext/not_built.txt

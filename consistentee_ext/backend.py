@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +34,34 @@ def _load_native() -> Availability:
     return Availability(True, f"C++ ops, {module.build_info()['simd_level']} kernels")
 
 
+def _load_cuda() -> Availability:
+    """Load the CUDA ops, where torch can run them."""
+    if not torch.backends.cuda.is_built():
+        return Availability(False, "this torch is built without CUDA")
+    if not torch.cuda.is_available():
+        return Availability(False, "torch finds no CUDA device")
+    if not _NATIVE.usable:
+        return _NATIVE
+    library = Path(__file__).with_name("libconsistentee_cuda.so")
+    if not library.is_file():
+        return Availability(
+            False, "built without the CUDA library; CONSISTENTEE_FORCE_CUDA=1 builds it or says why"
+        )
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        return Availability(False, f"the CUDA library does not load: {error}")
+    return Availability(True, "CUDA ops")
+
+
+def _find_triton() -> Availability:
+    if importlib.util.find_spec("triton") is None:
+        return Availability(False, "triton is not installed")
+    return Availability(True, "Triton kernels")
+
+
 _NATIVE = _load_native()
+_ON_GPU = {"cuda": _load_cuda(), "triton": _find_triton()}
 
 
 def availability(backend: str, device: torch.device) -> Availability:
@@ -45,7 +72,12 @@ def availability(backend: str, device: torch.device) -> Availability:
         if device.type != "cpu":
             return Availability(False, f"runs on cpu tensors, not on {device.type}")
         return _NATIVE
-    return Availability(False, "this version has no kernels for it")
+    interpreted = backend == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
+    if device.type == "cuda" or (interpreted and device.type == "cpu"):
+        return _ON_GPU[backend]
+    found = _ON_GPU[backend]
+    also = "" if found.usable else f"; {found.reason}"
+    return Availability(False, f"runs on cuda tensors, not on {device.type}{also}")
 
 
 def select_backend(device: torch.device, requested: str | None = None) -> str:
@@ -61,7 +93,9 @@ def select_backend(device: torch.device, requested: str | None = None) -> str:
     """
     asked = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if asked is None:
-        return next(name for name in BACKENDS if availability(name, device).usable)
+        # Triton's interpreter runs on the CPU, for tests: nobody wants it unasked.
+        fitting = BACKENDS if device.type == "cuda" else ("cpu", "torch")
+        return next(name for name in fitting if availability(name, device).usable)
     if asked not in BACKENDS:
         source = "backend" if requested else ENVIRONMENT_VARIABLE
         raise ValueError(f"{source}: expected one of {BACKENDS}, got {asked!r}")

@@ -7,8 +7,8 @@ from collections.abc import Set
 from types import SimpleNamespace
 from typing import Any
 
-from safetensors import safe_open
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from transformers import AutoTokenizer
 from transformers.modeling_outputs import SequenceClassifierOutput
 
+from consistentee_ext.ahead import SYNC, choose_sync, run_ahead
 from consistentee_ext.backbones import PackedBert
 from consistentee_ext.backend import select_backend
 from consistentee_ext.batching import token_budget_batches
@@ -21,7 +22,7 @@ from consistentee_ext.exits import choose_exit_layers, model_exits, resolve_thre
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs, pack_rows, tokenize
 from consistentee_ext.native import native_encoder
-from consistentee_ext.ops import FLOAT_DTYPES
+from consistentee_ext.ops import DEVICE_BACKENDS, FLOAT_DTYPES
 from consistentee_ext.packed import ExitDecision, ExitState, PackedBatch
 
 
@@ -64,6 +65,9 @@ class FastEarlyExitEncoder:
             layer is always one.
         criterion: ``policy``, ``confidence``, ``entropy`` or ``patience``; default the model's.
         threshold: see the property; default the model's.
+        sync: on a GPU, when the host learns which rows have left: ``eager``, at each exit layer;
+            ``lagged``, one exit layer later, so that the GPU never waits; ``auto``, by the number
+            of tokens. Results are the same.
         tokenizer: for `predict`.
 
     Raises:
@@ -81,6 +85,7 @@ class FastEarlyExitEncoder:
         exit_layers: Sequence[int] | None = None,
         criterion: str | None = None,
         threshold: float | Sequence[float] | Mapping[int, float] | None = None,
+        sync: str = "auto",
         tokenizer: Any = None,
         _consume: bool = False,
     ) -> None:
@@ -92,6 +97,9 @@ class FastEarlyExitEncoder:
             raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
         self.device = _usable_device(device or weight.device)
         self.backend = select_backend(self.device, backend)
+        if sync not in SYNC:
+            raise ValueError(f"sync: expected one of {SYNC}, got {sync!r}")
+        self.sync = sync
         self.tokenizer = tokenizer
         exits = model_exits(model, self.dtype, self.device, self.backend)
         pooling = exits[max(exits)].pooling
@@ -240,6 +248,11 @@ class FastEarlyExitEncoder:
             return
         hidden = self._trunk.embed(inputs.ids, inputs.types, inputs.positions)
         batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
+        if self.backend in DEVICE_BACKENDS and len(batch.row_ids):
+            decisions = [self._decision(layer) for layer in self.exit_layers]
+            sync = choose_sync(self.sync, len(hidden))
+            run_ahead(self._trunk, self._exits, decisions, batch, results, sync)
+            return
         for layer in range(1, self.num_layers + 1):
             if not len(batch.row_ids):
                 break

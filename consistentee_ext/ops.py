@@ -6,10 +6,14 @@ runs; on ``cpu`` the C++ op of the same name does.
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from consistentee_ext import reference
+from consistentee_ext import device_attention, reference
 from consistentee_ext.backend import availability
 from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
 from consistentee_ext.packed import (
@@ -21,6 +25,7 @@ from consistentee_ext.packed import (
 )
 
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DEVICE_BACKENDS = ("cuda", "triton")  # their tensors are on a GPU
 # As csrc/include/consistentee/exit_head.h numbers them.
 POLICY_CODES = {None: 0} | {name: code for code, name in enumerate(POLICY_INPUTS, start=1)}
 CRITERION_CODES = {name: code for code, name in enumerate(CRITERIA)}
@@ -62,9 +67,9 @@ def embed(
         tokens: word, segment and position ids, each ``[T]`` int64.
         tables: of the same three, each ``[entries, H]``.
         norm: weights in the dtype of the tables.
-        backend: ``"cpu"`` or ``"torch"``.
+        backend: on all but ``"cpu"`` PyTorch's own operations, as this happens once a pass.
     """
-    run = reference.embed if backend == "torch" else torch.ops.consistentee.embed.default
+    run = torch.ops.consistentee.embed.default if backend == "cpu" else reference.embed
     return run(*tokens, *tables, *norm)
 
 
@@ -76,23 +81,61 @@ def attention(
     key_offsets: Tensor,
     num_heads: int,
     backend: str,
+    max_queries: int | None = None,
+    max_keys: int | None = None,
 ) -> Tensor:
-    """Self-attention within each row, see `consistentee_ext.reference.attention`."""
-    run = reference.attention if backend == "torch" else torch.ops.consistentee.attention.default
-    return run(query, key, value, query_offsets, key_offsets, num_heads)
+    """Self-attention within each row, see `consistentee_ext.reference.attention`.
+
+    On a device the last two bound the numbers of queries and of keys of a row.
+    """
+    arguments = (query, key, value, query_offsets, key_offsets, num_heads)
+    if backend == "torch":
+        return reference.attention(*arguments)
+    if backend == "cpu":
+        return torch.ops.consistentee.attention.default(*arguments)
+    assert max_queries is not None
+    assert max_keys is not None
+    return device_attention.attention(*arguments, max_queries, max_keys)
 
 
 def add_norm(hidden: Tensor, residual: Tensor, norm: LayerNormWeights, backend: str) -> Tensor:
     """Layer norm of ``hidden + residual``, ``[T, H]``; may be written over `hidden`."""
     if backend == "torch":
         return reference.add_norm(hidden, residual, *norm)
-    torch.ops.consistentee.add_norm_.default(hidden, residual, *norm)
+    _device_op("add_norm_", backend)(hidden, residual, *norm)
     return hidden
+
+
+def add_norm_pool(
+    hidden: Tensor,
+    residual: PackedBatch,
+    norm: LayerNormWeights,
+    max_length: int,
+    pooling: str,
+    counters: Tensor,
+    backend: str,
+) -> tuple[Tensor, Tensor]:
+    """`add_norm`, and the pooling of its rows ``[B, H]``: in one launch on a device.
+
+    Args:
+        residual: the batch whose tokens are added.
+        max_length: no row is longer.
+        pooling: ``"cls"`` or ``"mean"``.
+        counters: ``[B]`` int32 zeros, and zeros again afterwards.
+    """
+    if backend in DEVICE_BACKENDS:
+        run = _device_op("add_norm_pool_", backend)
+        mean = pooling == "mean"
+        offsets = residual.cu_seqlens
+        pooled = run(hidden, residual.hidden, *norm, offsets, max_length, mean, counters)
+        return hidden, pooled
+    hidden = add_norm(hidden, residual.hidden, norm, backend)
+    return hidden, pool(residual._replace(hidden=hidden), pooling, backend)
 
 
 def pool(batch: PackedBatch, pooling: str, backend: str) -> Tensor:
     """One vector a row, ``[B, H]`` in the dtype of ``batch.hidden``: cls or mean."""
-    if backend == "torch" or pooling == "cls":
+    if backend != "cpu" or pooling == "cls":
         return reference.pool(batch.hidden, batch.cu_seqlens, pooling)
     return torch.ops.consistentee.mean_pool.default(batch.hidden, batch.cu_seqlens)
 
@@ -150,6 +193,49 @@ def exit_step(
         _check_exit_step(*arguments)
         raise
     return PackedBatch(*survivors) if survivors[1].numel() else batch
+
+
+def exit_step_ahead(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+    workspace: tuple[Tensor, Tensor],
+    backend: str,
+) -> PackedBatch:
+    """`exit_step` for a host that does not wait: the batch has room for all rows.
+
+    Offsets go on with the number of tokens that stay, row ids with -1, which is nobody's.
+
+    Args:
+        workspace: counters ``[B]`` int32 zeros, and zeros again afterwards; and totals ``[2]``
+            int32, where the numbers of rows and tokens that stay are written, on the device or
+            pinned on the host.
+    """
+    counters, totals = workspace
+    if backend not in DEVICE_BACKENDS:
+        return reference.exit_step_ahead(batch, pooled, weights, decision, results, totals)
+    survivors = _device_op("exit_step_ahead", backend)(
+        *batch,
+        pooled,
+        *weights[:6],
+        POLICY_CODES[weights.policy_input],
+        CRITERION_CODES[decision.criterion],
+        *decision[1:],
+        *results,
+        counters,
+        totals,
+    )
+    return PackedBatch(*survivors)
+
+
+def _device_op(name: str, backend: str) -> Callable[..., Any]:
+    """The compiled op, or the Triton function, of that name."""
+    if backend == "triton":
+        # Not everybody has triton.
+        return getattr(importlib.import_module("consistentee_ext.triton_kernels"), name)
+    return getattr(torch.ops.consistentee, name).default
 
 
 def _check_exit_step(

@@ -213,6 +213,33 @@ def exit_step(
     return compact(batch, ~leave)
 
 
+def exit_step_ahead(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+    totals: Tensor,
+) -> PackedBatch:
+    """`exit_step`, with room for all rows that came: offsets go on with the number of tokens that
+    stay, T', row ids with -1, which is nobody's. ``totals [2]`` becomes the numbers of rows and
+    tokens that stay.
+    """
+    there = int((batch.row_ids >= 0).sum())
+    tokens = int(batch.cu_seqlens[there])
+    present = PackedBatch(
+        batch.hidden[:tokens], batch.cu_seqlens[: there + 1], batch.row_ids[:there]
+    )
+    stay = exit_step(present, pooled[:there], weights, decision, results)
+    totals[0], totals[1] = len(stay.row_ids), len(stay.hidden)
+    hidden, row_ids = torch.zeros_like(batch.hidden), torch.full_like(batch.row_ids, -1)
+    cu_seqlens = torch.full_like(batch.cu_seqlens, len(stay.hidden))
+    hidden[: len(stay.hidden)] = stay.hidden
+    row_ids[: len(stay.row_ids)] = stay.row_ids
+    cu_seqlens[: len(stay.cu_seqlens)] = stay.cu_seqlens
+    return PackedBatch(hidden, cu_seqlens, row_ids)
+
+
 def compact(batch: PackedBatch, keep: Tensor) -> PackedBatch:
     """The rows where ``keep [B]`` is true, their tokens side by side, in the order they had."""
     lengths = batch.cu_seqlens.diff()

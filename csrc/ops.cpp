@@ -31,6 +31,13 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "add_norm_(Tensor(a!) hidden, Tensor residual, Tensor weight, Tensor bias, float eps)"
       " -> ()");
 
+  // The same where an exit follows: returns the rows' pooling [B, H] as well, the mean of their
+  // tokens or the first. No row has more than max_length tokens. Counters [B] int32 are 0 before and
+  // after.
+  m.def(
+      "add_norm_pool_(Tensor(a!) hidden, Tensor residual, Tensor weight, Tensor bias, float eps,"
+      " Tensor cu_seqlens, int max_length, bool mean, Tensor(b!) counters) -> Tensor");
+
   // hidden [T, H], cu_seqlens [B+1] int32 -> [B, H]: the mean of each row's tokens.
   m.def("mean_pool(Tensor hidden, Tensor cu_seqlens) -> Tensor");
 
@@ -50,6 +57,17 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " int criterion, float threshold, int layer, int max_streak, bool last,"
       " Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels,"
       " Tensor(e!) streaks) -> (Tensor, Tensor, Tensor)");
+
+  // The same for a device that the host does not wait for: how many rows stay, B', and tokens, T',
+  // is written to totals [2] int32, on the device or pinned. The results have room for all rows:
+  // cu_seqlens goes on with T', row_ids with -1, which is nobody's. Counters as above.
+  m.def(
+      "exit_step_ahead(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled,"
+      " Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight,"
+      " Tensor? dense_bias, Tensor? score_weight, Tensor? score_bias, int policy_input,"
+      " int criterion, float threshold, int layer, int max_streak, bool last,"
+      " Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels,"
+      " Tensor(e!) streaks, Tensor(f!) counters, Tensor(g!) totals) -> (Tensor, Tensor, Tensor)");
 
   // A BERT encoder and its exits, weights packed for oneDNN, laid out once for `classify`: its
   // number, until `free_encoder`.

@@ -39,23 +39,25 @@ def check_passes_agree(encoder: FastEarlyExitEncoder, batch: dict, tolerance: fl
 def test_one_call_gives_what_the_ops_give(
     dtype: torch.dtype, pooling: str, criterion: str, exit_layers: list[int] | None
 ) -> None:
-    model = tiny_model(pooling, seed=5)
+    model = tiny_model(pooling, seed=3)
     encoder = FastEarlyExitEncoder(
-        model, dtype=dtype, criterion=criterion, exit_layers=exit_layers, threshold=0.61
+        model, dtype=dtype, criterion=criterion, exit_layers=exit_layers, threshold=0.6
     )
     check_passes_agree(encoder, BATCH, 1e-5 if dtype == torch.float32 else 2e-2)
+    if criterion == "policy" and exit_layers is None:
+        assert len(set(encoder(**BATCH).exit_layers.tolist())) > 2
 
 
 @pytest.mark.parametrize("rows", [1, 5, 30, 80])
 def test_numbers_of_tokens_that_are_rounded_up(rows: int) -> None:
     """The rows computed beyond the tokens are dropped: 11 to 1,017 tokens, odd at most layers."""
     batch = random_batch([11 + 3 * (row % 3) for row in range(rows)], seed=rows)
-    check_passes_agree(FastEarlyExitEncoder(tiny_model(seed=5), threshold=0.6), batch, 1e-5)
+    check_passes_agree(FastEarlyExitEncoder(tiny_model(seed=3), threshold=0.6), batch, 1e-5)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_activations_that_onednn_fuses(activation: str) -> None:
-    encoder = FastEarlyExitEncoder(tiny_model(hidden_act=activation))
+    encoder = FastEarlyExitEncoder(tiny_model(hidden_act=activation, seed=3), threshold=0.6)
     check_passes_agree(encoder, BATCH, 1e-5)
 
 

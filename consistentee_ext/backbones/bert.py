@@ -113,22 +113,58 @@ class PackedBert:
         """Embeddings ``[T, H]`` of tokens, from ids, segment ids and positions ``[T]`` int64."""
         return ops.embed((ids, types, positions), self.tables, self.embedding_norm, self.backend)
 
-    def run_layer(self, index: int, batch: PackedBatch) -> PackedBatch:
-        """Layer `index` (from 0) on a packed batch; the last may leave first tokens alone."""
+    def run_layer(
+        self, index: int, batch: PackedBatch, max_length: int | None = None
+    ) -> PackedBatch:
+        """Layer `index` (from 0) on a packed batch; the last may leave first tokens alone.
+
+        On a device, `max_length` bounds the rows' lengths.
+        """
+        out, down = self._before_last_norm(index, batch, max_length)
+        norm = self.layers[index].output_norm
+        return out._replace(hidden=ops.add_norm(down, out.hidden, norm, self.backend))
+
+    def run_exit_layer(
+        self, index: int, batch: PackedBatch, max_length: int, pooling: str, counters: Tensor
+    ) -> tuple[PackedBatch, Tensor]:
+        """The same on a device, with the pooling of the rows, ``[B, H]``, that its exit reads."""
+        out, down = self._before_last_norm(index, batch, max_length)
+        layer = self.layers[index]
+        hidden, pooled = ops.add_norm_pool(
+            down,
+            out,
+            layer.output_norm,
+            max_length if layer.key_value is None else 1,
+            pooling,
+            counters,
+            self.backend,
+        )
+        return out._replace(hidden=hidden), pooled
+
+    def _before_last_norm(
+        self, index: int, batch: PackedBatch, max_length: int | None
+    ) -> tuple[PackedBatch, Tensor]:
+        """The layer's tokens before its last layer norm: residual, and what is added to it."""
         layer = self.layers[index]
         if layer.key_value is None:
-            out = batch
+            out, max_queries = batch, max_length
             query, key, value = layer.query(batch.hidden).chunk(3, dim=-1)
         else:
-            out = batch.first_tokens()
+            out, max_queries = batch.first_tokens(), 1
             query = layer.query(out.hidden)
             key, value = layer.key_value(batch.hidden).chunk(2, dim=-1)
         context = ops.attention(
-            query, key, value, out.cu_seqlens, batch.cu_seqlens, self.num_heads, self.backend
+            query,
+            key,
+            value,
+            out.cu_seqlens,
+            batch.cu_seqlens,
+            self.num_heads,
+            self.backend,
+            max_queries,
+            max_length,
         )
         hidden = ops.add_norm(
             layer.attention_output(context), out.hidden, layer.attention_norm, self.backend
         )
-        inner = layer.up(hidden)
-        hidden = ops.add_norm(layer.down(inner), hidden, layer.output_norm, self.backend)
-        return out._replace(hidden=hidden)
+        return out._replace(hidden=hidden), layer.down(layer.up(hidden))

@@ -4,6 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include "consistentee/scalar.h"
 #include "stable.h"
 
 namespace consistentee {
@@ -15,10 +16,43 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+// `memory`: bytes of shared memory beside what the kernel declares.
 template <typename... Params, typename... Args>
-void launch(void (*kernel)(Params...), dim3 grid, int threads, cudaStream_t stream, Args... args) {
-  kernel<<<grid, threads, 0, stream>>>(args...);
+void launch(
+    void (*kernel)(Params...),
+    dim3 grid,
+    int threads,
+    int64_t memory,
+    cudaStream_t stream,
+    Args... args) {
+  kernel<<<grid, threads, static_cast<size_t>(memory), stream>>>(args...);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
+
+inline void check_device(
+    const Tensor& like, std::initializer_list<const Tensor*> tensors, const char* names) {
+  for (const Tensor* tensor : tensors) {
+    if (!tensor->is_cuda() || tensor->get_device_index() != like.get_device_index()) {
+      fail(std::string(names) + ": expected the device of hidden");
+    }
+  }
+}
+
+// Calls f with an element of the type of `tensor`.
+template <typename F>
+void dispatch(const Tensor& tensor, const char* name, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    case ScalarType::Half: return f(Half{});
+    default:
+      fail(
+          std::string(name) + ": expected float32, bfloat16 or float16, got " +
+          torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+// What every device grants a block without being asked for more.
+constexpr int64_t kSharedMemory = 48 << 10;
 
 }  // namespace consistentee

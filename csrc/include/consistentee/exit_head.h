@@ -71,8 +71,29 @@ CONSISTENTEE_INLINE float gelu(float x) {
 
 CONSISTENTEE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Label and statistics of C logits. `total = sum exp(z - max)`, `weighted = sum exp(z - max) (z - max)`,
-// so that entropy = log(total) - weighted / total.
+// Statistics of C logits, more than one, of which `label` is the largest and `second` the next.
+// `total = sum exp(z - max)`, `weighted = sum exp(z - max) (z - max)`, so that
+// entropy = log(total) - weighted / total.
+CONSISTENTEE_INLINE Prediction prediction_of(
+    const float* logits,
+    int64_t classes,
+    int64_t label,
+    int64_t second,
+    float total,
+    float weighted) {
+  const float logit_margin = logits[label] - logits[second];
+  const float top = 1.0f / total;
+  const float entropy = logf(total) - weighted / total;
+  return {
+      static_cast<int32_t>(label),
+      top,
+      top - expf(-logit_margin) / total,
+      1.0f - entropy / logf(static_cast<float>(classes)),
+      logit_margin,
+  };
+}
+
+// Label and statistics of C logits.
 CONSISTENTEE_INLINE Prediction
 predict(const float* logits, int64_t classes, float total, float weighted) {
   int64_t label = 0;
@@ -86,16 +107,7 @@ predict(const float* logits, int64_t classes, float total, float weighted) {
   for (int64_t c = second + 1; c < classes; ++c) {
     if (c != label && logits[c] > logits[second]) second = c;
   }
-  const float logit_margin = logits[label] - logits[second];
-  const float top = 1.0f / total;
-  const float entropy = logf(total) - weighted / total;
-  return {
-      static_cast<int32_t>(label),
-      top,
-      top - expf(-logit_margin) / total,
-      1.0f - entropy / logf(static_cast<float>(classes)),
-      logit_margin,
-  };
+  return prediction_of(logits, classes, label, second, total, weighted);
 }
 
 // Writes the results of one row and says whether it stays in the batch.

@@ -8,3 +8,9 @@
 #else
 #define CONSISTENTEE_INLINE static inline
 #endif
+
+// Shared memory of a block whose size the launch states. A run of the kernels on the host defines it
+// otherwise.
+#if defined(__CUDACC__) && !defined(CONSISTENTEE_DYNAMIC_SHARED)
+#define CONSISTENTEE_DYNAMIC_SHARED(name) extern __shared__ float name[]
+#endif

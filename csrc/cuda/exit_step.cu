@@ -1,0 +1,102 @@
+// exit_step_ahead: the exit step in two launches, results sized for every row, nobody waits.
+
+#include <optional>
+
+#include "consistentee/exit_rows.cuh"
+#include "cuda/compact.h"
+#include "exit_arguments.h"
+
+namespace consistentee {
+namespace {
+
+std::tuple<Tensor, Tensor, Tensor> exit_step_ahead(
+    const Tensor& hidden,
+    const Tensor& cu_seqlens,
+    const Tensor& row_ids,
+    const Tensor& pooled,
+    const Tensor& classifier_weight,
+    const Tensor& classifier_bias,
+    const std::optional<Tensor>& dense_weight,
+    const std::optional<Tensor>& dense_bias,
+    const std::optional<Tensor>& score_weight,
+    const std::optional<Tensor>& score_bias,
+    int64_t policy_input,
+    int64_t criterion,
+    double threshold,
+    int64_t layer,
+    int64_t max_streak,
+    bool last,
+    const Tensor& logits,
+    const Tensor& exit_layers,
+    const Tensor& exit_scores,
+    const Tensor& labels,
+    const Tensor& streaks,
+    const Tensor& counters,
+    const Tensor& totals) {
+  const DeviceBatch batch = check_device_batch(hidden, cu_seqlens, row_ids);
+  check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
+  const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
+  ExitHeadParams head = check_head(
+      batch.hidden_size,
+      logits.size(1),
+      classifier_weight,
+      classifier_bias,
+      dense_weight,
+      dense_bias,
+      score_weight,
+      score_bias,
+      policy_input,
+      criterion);
+  head.threshold = static_cast<float>(threshold);
+  head.layer = layer;
+  head.max_streak = max_streak;
+  head.last = last;
+  check_device(hidden, {&pooled, &classifier_weight, &classifier_bias}, "pooled, classifier");
+  for (const auto& weight : {dense_weight, dense_bias, score_weight, score_bias}) {
+    if (weight) check_device(hidden, {&*weight}, "dense, score");
+  }
+  check_device(hidden, {&logits, &exit_layers, &exit_scores, &labels, &streaks}, "results");
+  if (counters.dim() != 1 || counters.size(0) < 1) fail("counters: expected shape [1] or more");
+  check_tensor(counters, "counters", ScalarType::Int, {counters.size(0)});
+  check_device(hidden, {&counters}, "counters");
+  // On the device, or pinned on the host: the address is the same for both.
+  check_tensor(totals, "totals", ScalarType::Int, {2});
+  const int64_t memory = exit_rows_memory(head);
+  if (memory > kSharedMemory - 4096) fail("hidden size, classes: too large for shared memory");
+
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const cudaStream_t stream = current_stream(hidden);
+  PlannedRows planned(cu_seqlens, row_ids);
+  Tensor keep = torch::stable::new_empty(cu_seqlens, {batch.rows}, ScalarType::Bool);
+  Tensor out = torch::stable::new_empty(hidden, {batch.tokens, batch.hidden_size});
+  if (batch.rows == 0) return {out, torch::stable::clone(cu_seqlens), planned.row_ids};
+  dispatch(hidden, "hidden", [&](auto element) {
+    using scalar_t = decltype(element);
+    const ExitRows<scalar_t> rows{
+        data<scalar_t>(pooled),
+        data<int32_t>(cu_seqlens),
+        data<int64_t>(row_ids),
+        batch.rows,
+        mutable_data<bool>(keep),
+        mutable_data<int32_t>(counters)};
+    launch(
+        exit_rows<scalar_t>,
+        dim3(static_cast<unsigned>(batch.rows)),
+        kExitThreads,
+        memory,
+        stream,
+        rows,
+        head,
+        results,
+        planned.pointers(totals));
+  });
+  if (!last) launch_copy(hidden, cu_seqlens, planned.offsets, out, stream);
+  return {out, planned.cu_seqlens, planned.row_ids};
+}
+
+}  // namespace
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CUDA, m) {
+  m.impl("exit_step_ahead", TORCH_BOX(&consistentee::exit_step_ahead));
+}

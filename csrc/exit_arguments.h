@@ -1,0 +1,75 @@
+// The exit step's arguments, checked alike for every device.
+#pragma once
+
+#include <optional>
+
+#include "consistentee/exit_head.h"
+#include "stable.h"
+
+namespace consistentee {
+
+// Logits [N, C] and the rest [N], contiguous.
+inline ExitResults check_results(
+    const Tensor& logits,
+    const Tensor& exit_layers,
+    const Tensor& exit_scores,
+    const Tensor& labels,
+    const Tensor& streaks) {
+  if (logits.dim() != 2) fail("logits: expected a tensor of shape [N, C]");
+  const int64_t rows = logits.size(0);
+  check_tensor(logits, "logits", ScalarType::Float, {rows, logits.size(1)});
+  check_tensor(exit_layers, "exit_layers", ScalarType::Long, {rows});
+  check_tensor(exit_scores, "exit_scores", ScalarType::Float, {rows});
+  check_tensor(labels, "labels", ScalarType::Int, {rows});
+  check_tensor(streaks, "streaks", ScalarType::Int, {rows});
+  return {
+      mutable_data<float>(logits),
+      mutable_data<int64_t>(exit_layers),
+      mutable_data<float>(exit_scores),
+      mutable_data<int32_t>(labels),
+      mutable_data<int32_t>(streaks)};
+}
+
+// Weights of a head in float32; those of the policy are all there, or none is.
+inline ExitHeadParams check_head(
+    int64_t hidden_size,
+    int64_t classes,
+    const Tensor& classifier_weight,
+    const Tensor& classifier_bias,
+    const std::optional<Tensor>& dense_weight,
+    const std::optional<Tensor>& dense_bias,
+    const std::optional<Tensor>& score_weight,
+    const std::optional<Tensor>& score_bias,
+    int64_t policy_input,
+    int64_t criterion) {
+  check_tensor(classifier_weight, "classifier_weight", ScalarType::Float, {classes, hidden_size});
+  check_tensor(classifier_bias, "classifier_bias", ScalarType::Float, {classes});
+  if (policy_input < 0 || policy_input > 3) fail("policy_input: expected 0, 1, 2 or 3");
+  if (criterion < 0 || criterion > 3) fail("criterion: expected 0, 1, 2 or 3");
+  ExitHeadParams head{};
+  head.classifier_weight = data<float>(classifier_weight);
+  head.classifier_bias = data<float>(classifier_bias);
+  head.hidden_size = hidden_size;
+  head.classes = classes;
+  head.policy_input = static_cast<PolicyInput>(policy_input);
+  head.criterion = static_cast<Criterion>(criterion);
+  if (head.policy_input == PolicyInput::kNone) return head;
+
+  if (!dense_weight || !dense_bias || !score_weight || !score_bias) {
+    fail("policy_input: expected 0 for a head without policy weights");
+  }
+  if (dense_bias->dim() != 1) fail("dense_bias: expected a tensor of shape [P]");
+  head.policy_size = dense_bias->size(0);
+  const int64_t features = policy_features(head.policy_input, hidden_size);
+  check_tensor(*dense_weight, "dense_weight", ScalarType::Float, {head.policy_size, features});
+  check_tensor(*dense_bias, "dense_bias", ScalarType::Float, {head.policy_size});
+  check_tensor(*score_weight, "score_weight", ScalarType::Float, {head.policy_size});
+  check_tensor(*score_bias, "score_bias", ScalarType::Float, {1});
+  head.dense_weight = data<float>(*dense_weight);
+  head.dense_bias = data<float>(*dense_bias);
+  head.score_weight = data<float>(*score_weight);
+  head.score_bias = data<float>(*score_bias);
+  return head;
+}
+
+}  // namespace consistentee
