@@ -1,8 +1,11 @@
-"""One exit step of the installed consistentee, native against reference: a script, not a test."""
+"""An exit step and a pass of the installed consistentee, native against reference: a script, not a
+test.
+"""
 
 from __future__ import annotations
 
 import torch
+from transformers import BertConfig, BertForSequenceClassification
 
 import consistentee_ext
 from consistentee_ext import _C, ops
@@ -27,10 +30,25 @@ def main() -> None:
     stayed = results["cpu"][2].numel()
     assert 0 < stayed < rows, "the check wants rows that leave and rows that stay"
 
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+    )
+    model = BertForSequenceClassification(config).eval()
+    ids = torch.randint(0, 50, (3, 7))
+    native, reference = (
+        consistentee_ext.FastEarlyExitEncoder(model, backend=backend)(ids).logits
+        for backend in ("cpu", "torch")
+    )
+    torch.testing.assert_close(native, reference, rtol=1e-4, atol=1e-5)
+
     built = _C.build_info()
     print(f"consistentee {built['version']} at {consistentee_ext.__file__}")
     print(f"built against torch {built['torch_version']}, runs under {torch.__version__}")
-    print(f"exit step: {rows - stayed} of {rows} rows left, native equals reference")
+    print(f"exit step: {rows - stayed} of {rows} rows left; it and a pass: native equals reference")
     print(consistentee_ext.backend_report())
 
 
