@@ -69,7 +69,10 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_ahead(
   PlannedRows planned(cu_seqlens, row_ids);
   Tensor keep = torch::stable::new_empty(cu_seqlens, {batch.rows}, ScalarType::Bool);
   Tensor out = torch::stable::new_empty(hidden, {batch.tokens, batch.hidden_size});
-  if (batch.rows == 0) return {out, torch::stable::clone(cu_seqlens), planned.row_ids};
+  if (batch.rows == 0) {
+    STD_CUDA_CHECK(cudaMemsetAsync(totals.mutable_data_ptr(), 0, 2 * sizeof(int32_t), stream));
+    return {out, torch::stable::clone(cu_seqlens), planned.row_ids};
+  }
   dispatch(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     const ExitRows<scalar_t> rows{

@@ -17,14 +17,6 @@ static __device__ __forceinline__ float warp_sum(float value) {
   return value;
 }
 
-static __device__ __forceinline__ float warp_max(float value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) {
-    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, step));
-  }
-  return value;
-}
-
 // weight . x over `size` elements.
 static __device__ __forceinline__ float warp_dot(
     const float* __restrict__ weight, const float* x, int64_t size, int lane) {

@@ -1,0 +1,330 @@
+"""The CUDA kernels, run on the host one fiber a thread, against `reference.py`."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from cuda_host import (
+    COMPILER,
+    CRITERIA,
+    DTYPES,
+    POLICY_INPUTS,
+    CudaHost,
+    Planned,
+    compile_host,
+)
+from test_ops import clone, make_batch, make_results, make_weights
+from torch import Tensor
+from torch.nn.functional import layer_norm
+
+from consistentee_ext import reference
+from consistentee_ext.packed import (
+    ExitDecision,
+    ExitState,
+    HeadWeights,
+    LayerNormWeights,
+    PackedBatch,
+)
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for Linux")
+ROWS = (1, 2, 31, 33, 257, 300, 600)
+
+
+@pytest.fixture(scope="session")
+def host(tmp_path_factory: pytest.TempPathFactory) -> CudaHost:
+    return CudaHost(compile_host(tmp_path_factory.mktemp("cuda") / "host.so"))
+
+
+def with_absent_rows(batch: PackedBatch, places: list[int]) -> PackedBatch:
+    """Rows without tokens that are nobody's, before the rows `places` name."""
+    cu_seqlens, row_ids = batch.cu_seqlens.tolist(), batch.row_ids.tolist()
+    for place in sorted(places, reverse=True):
+        cu_seqlens.insert(place, cu_seqlens[place])
+        row_ids.insert(place, -1)
+    return PackedBatch(
+        batch.hidden, torch.tensor(cu_seqlens, dtype=torch.int32), torch.tensor(row_ids)
+    )
+
+
+def check_plan(planned: Planned, batch: PackedBatch, stay: PackedBatch) -> None:
+    rows, tokens = len(stay.row_ids), len(stay.hidden)
+    absent = len(batch.row_ids) - rows
+    assert planned.totals.tolist() == [rows, tokens]
+    assert planned.row_ids.tolist() == stay.row_ids.tolist() + [-1] * absent
+    assert planned.cu_seqlens.tolist() == stay.cu_seqlens.tolist() + [tokens] * absent
+    begin = dict(zip(stay.row_ids.tolist(), stay.cu_seqlens.tolist(), strict=False))
+    assert planned.offsets.tolist() == [begin.get(row, -1) for row in batch.row_ids.tolist()]
+
+
+def check_copy(
+    host: CudaHost, planned: Planned, batch: PackedBatch, stay: PackedBatch, splits: int
+) -> None:
+    out = torch.full_like(batch.hidden, 77)
+    host.copy(batch, planned, splits, out)
+    tokens = len(stay.hidden)
+    assert torch.equal(out[:tokens], stay.hidden)
+    assert bool((out[tokens:] == 77).all())
+
+
+@pytest.mark.parametrize("rows", [0, *ROWS])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_plan(host: CudaHost, rows: int, share: float) -> None:
+    torch.manual_seed(rows)
+    batch = make_batch(torch.randint(1, 6, (rows,)).tolist(), 3, torch.float32)
+    keep = torch.rand(rows) < share
+    check_plan(host.plan(batch, keep), batch, reference.compact(batch, keep))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden_size", [1, 5, 8, 19, 64, 111, 768])
+@pytest.mark.parametrize("splits", [1, 3])
+def test_copy(host: CudaHost, dtype: torch.dtype, hidden_size: int, splits: int) -> None:
+    torch.manual_seed(hidden_size)
+    batch = make_batch([3, 1, 40, 2, 7], hidden_size, dtype)
+    keep = torch.tensor([False, True, True, False, True])
+    check_copy(host, host.plan(batch, keep), batch, reference.compact(batch, keep), splits)
+
+
+def test_copy_of_wide_tokens(host: CudaHost) -> None:
+    batch = make_batch([2, 1, 2], 8192, torch.bfloat16)
+    keep = torch.tensor([False, True, True])
+    check_copy(host, host.plan(batch, keep), batch, reference.compact(batch, keep), 2)
+
+
+def between(scores: Tensor) -> float:
+    """A threshold amid the scores, far enough from each that rounding does not decide."""
+    known = scores[~scores.isnan()].unique()
+    if len(known) < 2:
+        return 0.5
+    middle = known[len(known) // 4 : max(len(known) * 3 // 4, len(known) // 4 + 2)]
+    gap, place = middle.diff().max(0)
+    if gap < 1e-4:
+        return float(known[0]) - 0.1
+    return float(middle[place] + gap / 2)
+
+
+def check_exit_rows(
+    host: CudaHost,
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    criterion: str,
+    last: bool = False,
+    threshold: float | None = None,
+) -> PackedBatch:
+    """The rows of `batch` whose id is -1 have to leave no trace."""
+    there = batch.row_ids >= 0
+    present = PackedBatch(
+        batch.hidden,
+        torch.cat((torch.zeros(1), batch.cu_seqlens.diff()[there].cumsum(0))).int(),
+        batch.row_ids[there],
+    )
+    expected = make_results(len(there) + 3, len(weights.classifier_bias))
+    decision = ExitDecision(criterion, 0.0, layer=2, max_streak=4, last=True)
+    probe = clone(expected)
+    reference.exit_step(present, pooled[there], weights, decision, probe)
+    expected.labels[::2] = probe.labels[::2]  # else few rows agree with the layer before
+    if threshold is None:
+        probe = clone(expected)
+        reference.exit_step(present, pooled[there], weights, decision, probe)
+        threshold = between(probe.exit_scores[present.row_ids])
+    found = clone(expected)
+    decision = decision._replace(threshold=threshold, last=last)
+    stay = reference.exit_step(present, pooled[there], weights, decision, expected)
+
+    finished = torch.zeros(1, dtype=torch.int32)
+    planned = host.exit_rows(batch, pooled, weights, decision, found, finished)
+    assert finished.item() == 0
+    assert torch.equal(planned.keep, torch.isin(batch.row_ids, stay.row_ids))
+    check_plan(planned, batch, stay)
+    check_copy(host, planned, batch, stay, splits=2)
+    check_results(found, expected)
+    return stay
+
+
+def check_results(found: ExitState, expected: ExitState) -> None:
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    assert torch.equal(found.labels, expected.labels)
+    assert torch.equal(found.streaks, expected.streaks)
+    close = partial(torch.testing.assert_close, atol=1e-5, rtol=1e-5, equal_nan=True)
+    close(found.logits, expected.logits)
+    close(found.exit_scores, expected.exit_scores)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("policy_input", POLICY_INPUTS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("last", [False, True])
+def test_exit_rows(
+    host: CudaHost, dtype: torch.dtype, policy_input: str | None, criterion: str, last: bool
+) -> None:
+    torch.manual_seed(7)
+    batch = with_absent_rows(make_batch([3, 1, 19, 2, 7, 9, 5], 19, dtype), [2, 7, 7])
+    weights = make_weights(19, 5, policy_input)
+    stay = check_exit_rows(host, batch, torch.randn(10, 19).to(dtype), weights, criterion, last)
+    policy_of_all = criterion == "policy" and policy_input is None
+    assert (0 < len(stay.row_ids) < 7) == (not last and not policy_of_all)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 16, 77])
+@pytest.mark.parametrize("hidden_size", [1, 5, 8, 19, 64, 111, 768])
+def test_exit_rows_at_odd_sizes(host: CudaHost, hidden_size: int, classes: int) -> None:
+    torch.manual_seed(hidden_size)
+    criterion = CRITERIA[(hidden_size + classes) % 4]
+    weights = make_weights(hidden_size, classes, "both", policy_size=classes + 2)
+    batch = make_batch([3, 1, 4, 1, 5], hidden_size, torch.float32)
+    for name in {"policy", criterion}:
+        check_exit_rows(host, batch, torch.randn(5, hidden_size), weights, name)
+
+
+@pytest.mark.parametrize(("hidden_size", "classes"), [(8192, 3), (64, 1024)])
+def test_exit_rows_of_great_sizes(host: CudaHost, hidden_size: int, classes: int) -> None:
+    torch.manual_seed(0)
+    weights = make_weights(hidden_size, classes, "both", policy_size=64)
+    batch = make_batch([1, 2, 1], hidden_size, torch.bfloat16)
+    pooled = torch.randn(3, hidden_size).bfloat16()
+    check_exit_rows(host, batch, pooled, weights, "policy")
+
+
+@pytest.mark.parametrize("rows", ROWS)
+def test_exit_rows_of_many_rows(host: CudaHost, rows: int) -> None:
+    torch.manual_seed(rows)
+    batch = make_batch(torch.randint(1, 6, (rows,)).tolist(), 8, torch.float32)
+    absent = torch.randint(0, rows + 1, (rows // 10,)).tolist()
+    batch = with_absent_rows(batch, absent)
+    pooled = torch.randn(len(batch.row_ids), 8)
+    check_exit_rows(host, batch, pooled, make_weights(8, 3, "prediction"), "policy")
+
+
+def test_a_batch_of_absent_rows(host: CudaHost) -> None:
+    batch = with_absent_rows(make_batch([], 8, torch.float32), [0] * 5)
+    check_exit_rows(host, batch, torch.randn(5, 8), make_weights(8, 3, "both"), "policy")
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("last", [False, True])
+def test_nan_logits(host: CudaHost, criterion: str, last: bool) -> None:
+    """Of a whole row, or of single classes: the first NaN is the label, a NaN score never exits."""
+    torch.manual_seed(1)
+    batch, pooled = make_batch([2, 1, 3, 2], 19, torch.float32), torch.randn(4, 19)
+    pooled[1] = torch.nan
+    weights = make_weights(19, 77, "both")
+    check_exit_rows(host, batch, pooled, weights, criterion, last)
+    weights.classifier_bias[[40, 66]] = torch.nan
+    stay = check_exit_rows(host, batch, pooled, weights, criterion, last, threshold=-1.0)
+    assert len(stay.row_ids) == (0 if last or criterion == "patience" else 4)
+
+
+def test_equal_logits(host: CudaHost) -> None:
+    """The first of equals is the label, as in torch, and the margins are 0."""
+    batch, pooled = make_batch([2, 1], 8, torch.float32), torch.randn(2, 8)
+    weights = make_weights(8, 70, "both")
+    weights.classifier_weight.zero_()
+    weights.classifier_bias.zero_()[[33, 35, 67]] = 1.0
+    for criterion in CRITERIA:
+        check_exit_rows(host, batch, pooled, weights, criterion)
+        check_exit_rows(host, batch, pooled, weights, criterion, last=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_exit_rows_do_not_depend_on_the_order(host: CudaHost, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    batch = with_absent_rows(make_batch([3, 1, 4, 1, 5, 9], 111, dtype), [3])
+    pooled, weights = torch.randn(7, 111).to(dtype), make_weights(111, 16, "both")
+    decision = ExitDecision("policy", 0.5, layer=1, max_streak=3, last=False)
+    finished = torch.zeros(1, dtype=torch.int32)
+    results = make_results(10, 16)
+    outcomes = []
+    for seed in range(6):
+        found = clone(results)
+        planned = host.exit_rows(batch, pooled, weights, decision, found, finished, seed)
+        outcomes.append((*planned, *found))
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, other, outcomes[0]))
+
+
+def norm_weights(size: int, dtype: torch.dtype) -> LayerNormWeights:
+    return LayerNormWeights(torch.randn(size).to(dtype), torch.randn(size).to(dtype), 1e-12)
+
+
+def check_norm(
+    found: Tensor, hidden: Tensor, residual: Tensor, norm: LayerNormWeights, eps: float = 1e-6
+) -> None:
+    """Off float64 by at most twice what eager torch is."""
+    exact = layer_norm(
+        hidden.double() + residual.double(),
+        norm.weight.shape,
+        norm.weight.double(),
+        norm.bias.double(),
+        norm.eps,
+    )
+    eager = reference.add_norm(hidden, residual, *norm)
+    assert (found - exact).abs().max() <= 2 * (eager - exact).abs().max() + eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("tokens", "size"), [(1, 5), (2, 8), (7, 19), (33, 64), (9, 111), (17, 768), (3, 8192)]
+)
+def test_add_norm_tokens(host: CudaHost, dtype: torch.dtype, tokens: int, size: int) -> None:
+    torch.manual_seed(size)
+    hidden, residual = torch.randn(2, tokens, size).to(dtype)
+    residual = residual + 3
+    norm = norm_weights(size, dtype)
+    found, again = hidden.clone(), hidden.clone()
+    host.add_norm_tokens(found, residual, norm, seed=1)
+    host.add_norm_tokens(again, residual, norm, seed=2)
+    assert torch.equal(found, again)
+    check_norm(found, hidden, residual, norm)
+
+
+def test_a_token_of_one_number_is_the_bias(host: CudaHost) -> None:
+    found, norm = torch.full((3, 1), 7.0), LayerNormWeights(torch.ones(1), torch.ones(1) * 2, 1e-5)
+    host.add_norm_tokens(found, torch.zeros(3, 1), norm)
+    assert found.tolist() == [[2.0]] * 3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 19, 64, 768, 8192])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: str) -> None:
+    torch.manual_seed(size)
+    lengths = [1, 31, 0, 32, 33, 100, 0] if size < 8192 else [1, 33, 0]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    rows, tokens = len(lengths), sum(lengths)
+    hidden, residual = torch.randn(2, tokens, size).to(dtype)
+    norm = norm_weights(size, dtype)
+    finished = torch.zeros(rows, dtype=torch.int32)
+    outcomes = []
+    for seed in range(3):
+        found, pooled = hidden.clone(), torch.full((rows, size), 77.0).to(dtype)
+        mean = pooling == "mean"
+        host.add_norm_pool(found, residual, norm, cu_seqlens, mean, finished, pooled, seed)
+        assert not finished.any()
+        outcomes.append((found, pooled))
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, other, outcomes[0]))
+
+    found, pooled = outcomes[0]
+    alone = hidden.clone()
+    host.add_norm_tokens(alone, residual, norm)
+    assert torch.equal(found, alone)
+    there = torch.tensor(lengths) > 0
+    assert bool((pooled[~there] == 77).all())  # a row without tokens is nobody's
+    present = torch.cat((cu_seqlens[:1], cu_seqlens[1:][there]))
+    eager = reference.pool(found, present, pooling)
+    if pooling == "cls":
+        assert torch.equal(pooled[there], eager)
+        return
+    exact = torch.stack([row.double().mean(0) for row in found.split(lengths) if len(row)])
+    assert (pooled[there] - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-7
+
+
+def test_a_launch_of_no_block_is_an_error(host: CudaHost) -> None:
+    batch = make_batch([], 8, torch.float32)
+    finished, decision = torch.zeros(1, dtype=torch.int32), ExitDecision("policy", 0.5, 1, 3, False)
+    arguments = (torch.randn(0, 8), make_weights(8, 3, None), decision, make_results(3, 3))
+    with pytest.raises(RuntimeError, match="invalid configuration argument"):
+        host.exit_rows(batch, *arguments, finished)
