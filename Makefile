@@ -100,7 +100,6 @@ test-cuda-build: install $(NEWEST)/.torch
 # With TORCH=torch, on a machine with a card and its toolkit.
 test-gpu: install
 	CONSISTENTEE_FORCE_CUDA=1 $(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
-	$(BIN)/pip install triton $(PROGRESS)
 	CONSISTENTEE_FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest
 	if command -v compute-sanitizer >/dev/null; then \
 	  CONSISTENTEE_FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

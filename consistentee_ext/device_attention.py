@@ -32,19 +32,6 @@ def attention(
         context = varlen.varlen_attn(q, k, v, query_offsets, key_offsets, max_queries, max_keys)
         assert isinstance(context, Tensor)  # as no auxiliary result is asked for
         return context.flatten(1)
-    return _padded(query, key, value, query_offsets, key_offsets, num_heads, max_queries, max_keys)
-
-
-def _padded(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    query_offsets: Tensor,
-    key_offsets: Tensor,
-    num_heads: int,
-    max_queries: int,
-    max_keys: int,
-) -> Tensor:
     columns = torch.arange(max_keys, device=key.device)
     mask = columns < key_offsets.diff()[:, None]
     attended = scaled_dot_product_attention(

@@ -41,7 +41,11 @@ inline ExitHeadParams check_head(
     const std::optional<Tensor>& score_weight,
     const std::optional<Tensor>& score_bias,
     int64_t policy_input,
-    int64_t criterion) {
+    int64_t criterion,
+    double threshold,
+    int64_t layer,
+    int64_t max_streak,
+    bool last) {
   check_tensor(classifier_weight, "classifier_weight", ScalarType::Float, {classes, hidden_size});
   check_tensor(classifier_bias, "classifier_bias", ScalarType::Float, {classes});
   if (policy_input < 0 || policy_input > 3) fail("policy_input: expected 0, 1, 2 or 3");
@@ -53,6 +57,10 @@ inline ExitHeadParams check_head(
   head.classes = classes;
   head.policy_input = static_cast<PolicyInput>(policy_input);
   head.criterion = static_cast<Criterion>(criterion);
+  head.threshold = static_cast<float>(threshold);
+  head.layer = layer;
+  head.max_streak = max_streak;
+  head.last = last;
   if (head.policy_input == PolicyInput::kNone) return head;
 
   if (!dense_weight || !dense_bias || !score_weight || !score_bias) {

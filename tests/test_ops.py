@@ -158,6 +158,16 @@ def test_nan_goes_to_the_last_layer_and_shows() -> None:
             assert bool(results.logits[batch.row_ids[0]].isnan().all()) == last
 
 
+def test_nan_of_a_single_class(backend: str) -> None:
+    batch = make_batch([2, 2], 8, torch.float32)
+    pooled = torch.randn(2, 8)
+    pooled[0] = float("nan")
+    results = ExitState.empty(5, 1)
+    decision = ExitDecision("confidence", 0.5, layer=1, max_streak=1, last=False)
+    left = ops.exit_step(batch, pooled, make_weights(8, 1, None), decision, results, backend)
+    assert left.row_ids.tolist() == [batch.row_ids[0].item()]
+
+
 @native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tanh_is_accurate_over_its_range(dtype: torch.dtype) -> None:

@@ -33,7 +33,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
   check_tensor(row_ids, "row_ids", ScalarType::Long, {batch.rows});
   check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
-  ExitHeadParams head = check_head(
+  const ExitHeadParams head = check_head(
       batch.hidden_size,
       logits.size(1),
       classifier_weight,
@@ -43,11 +43,11 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
       score_weight,
       score_bias,
       policy_input,
-      criterion);
-  head.threshold = static_cast<float>(threshold);
-  head.layer = layer;
-  head.max_streak = max_streak;
-  head.last = last;
+      criterion,
+      threshold,
+      layer,
+      max_streak,
+      last);
   const int64_t* ids = data<int64_t>(row_ids);
   for (int64_t row = 0; row < batch.rows; ++row) {
     if (ids[row] < 0 || ids[row] >= logits.size(0))

@@ -93,6 +93,11 @@ CONSISTENTEE_INLINE Prediction prediction_of(
   };
 }
 
+// Of a single class: certain, unless its logit is not finite.
+CONSISTENTEE_INLINE Prediction only_class(float logit) {
+  return {0, 1.0f + (logit - logit), 0.0f, 1.0f, 0.0f};
+}
+
 // Label and statistics of C logits.
 CONSISTENTEE_INLINE Prediction
 predict(const float* logits, int64_t classes, float total, float weighted) {
@@ -102,7 +107,7 @@ predict(const float* logits, int64_t classes, float total, float weighted) {
     const bool greater = logits[c] > logits[label] || logits[c] != logits[c];
     if (greater && logits[label] == logits[label]) label = c;
   }
-  if (classes == 1) return {0, 1.0f, 0.0f, 1.0f, 0.0f};
+  if (classes == 1) return only_class(logits[0]);
   int64_t second = label == 0 ? 1 : 0;
   for (int64_t c = second + 1; c < classes; ++c) {
     if (c != label && logits[c] > logits[second]) second = c;

@@ -31,7 +31,7 @@ inline int64_t exit_rows_memory(const ExitHeadParams& head) {
 static __device__ __forceinline__ Prediction
 warp_predict(const float* logits, int classes, int lane) {
   const int label = warp_argmax(logits, classes, -1, lane);
-  if (classes == 1) return {0, 1.0f, 0.0f, 1.0f, 0.0f};
+  if (classes == 1) return only_class(logits[0]);
   const int second = warp_argmax(logits, classes, label, lane);
   const float highest = logits[label];
   float total = 0.0f, weighted = 0.0f;

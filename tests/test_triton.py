@@ -1,0 +1,156 @@
+"""The Triton kernels without a GPU: their cases in Triton's interpreter, and their compilation.
+
+The interpreter accepts what the compiler does not, and the other way round: hence both.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).parent
+COMPILED = [
+    # dtype, policy_input, criterion, last, H, C, P
+    (torch.float32, 0, 2, False, 19, 1, 1),
+    (torch.float32, 1, 3, True, 111, 77, 32),
+    (torch.float32, 3, 0, False, 768, 3, 32),
+    (torch.bfloat16, 2, 0, False, 1, 2, 1),
+    (torch.bfloat16, 3, 0, False, 768, 3, 32),
+]
+
+
+def find_triton() -> Path:
+    """The package's folder; skips the test where it is not installed."""
+    spec = importlib.util.find_spec("triton")
+    if spec is None or spec.origin is None:
+        pytest.skip("triton is not installed")
+    return Path(spec.origin).parent
+
+
+def run_python(arguments: list[str], environment: dict[str, str]) -> str:
+    inherited = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=inherited | environment,
+        cwd=FOLDER.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def release(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version(package).split(".")[:2])
+
+
+def test_kernels_match_the_reference_in_the_interpreter() -> None:
+    find_triton()
+    if release("triton") < (3, 7) and release("numpy") >= (2, 4):
+        pytest.skip("the interpreter of triton < 3.7 cannot loop with numpy >= 2.4")
+    files = [str(FOLDER / name) for name in ("triton_cases.py", "triton_passes.py")]
+    output = run_python(
+        ["-m", "pytest", "-q", "-p", "no:cacheprovider", *files], {"TRITON_INTERPRET": "1"}
+    )
+    assert "skipped" not in output
+
+
+def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
+    bundled = find_triton() / "backends" / "nvidia" / "bin" / "ptxas"
+    toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "ptxas"
+    ptxas = next((path for path in (bundled, toolkit) if path.is_file()), None)
+    if ptxas is None:
+        pytest.skip("no ptxas: neither triton's own nor a CUDA toolkit's")
+    environment = {"TRITON_CACHE_DIR": str(tmp_path / "cache"), "TRITON_PTXAS_PATH": str(ptxas)}
+    run_python([__file__, str(tmp_path)], environment)
+    found = [(path.stem.rstrip("0123456789"), path.read_text()) for path in tmp_path.glob("*.ptx")]
+    drawing = {name for name, ptx in found if "atom." in ptx}
+    assert drawing == {"_add_norm_pool", "_exit_rows"}
+    assert {name for name, _ in found} == {"_add_norm_tokens", "_copy_rows"} | drawing
+    for _, ptx in found:
+        steps = re.findall(r"bar\.sync|atom\.\S+|ld\.volatile|st\.global", ptx)
+        # What `_ends_last` relies on: all threads have stored before one draws the ticket, and none
+        # reads before it is known.
+        for ticket in (i for i, step in enumerate(steps) if step.startswith("atom")):
+            assert steps[ticket].startswith("atom.global.gpu.acq_rel.add")
+            assert steps[ticket - 1] == steps[ticket + 1] == "bar.sync"
+            assert "ld.volatile" not in steps[:ticket]
+
+
+class NoDevice:
+    """What Triton asks a driver before it launches; no device stands behind it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_current_target(self) -> object:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 80, 32)
+
+
+def compile_all(folder: Path) -> None:
+    """Call the public functions, but compile each kernel where they would launch it."""
+    import triton
+    from triton.runtime.jit import JITFunction
+
+    triton.runtime.driver.set_active(NoDevice())
+    launch, number = JITFunction.run, 0
+
+    def compile_only(kernel: JITFunction, *arguments: object, **options: object) -> None:
+        nonlocal number
+        compiled = launch(kernel, *arguments, **(options | {"warmup": True}))
+        assert compiled.asm["cubin"]
+        (folder / f"{kernel.__name__}{number}.ptx").write_text(compiled.asm["ptx"])
+        number += 1
+
+    JITFunction.run = compile_only
+    from consistentee_ext import triton_kernels as kernels
+
+    cu_seqlens = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
+    counters, totals = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    for dtype, policy_input, criterion, last, size, classes, units in COMPILED:
+        hidden = torch.zeros(5, size, dtype=dtype)
+        norm = (hidden.clone(), torch.ones(size, dtype=dtype), torch.ones(size, dtype=dtype), 1e-12)
+        kernels.add_norm_(hidden, *norm)
+        for mean in (False, True):
+            kernels.add_norm_pool_(hidden, *norm, cu_seqlens, 40, mean, counters)
+        features = (0, size, 5, size + 5)[policy_input]
+        policy = (torch.zeros(units, features), *torch.zeros(2, units), torch.zeros(1))
+        kernels.exit_step_ahead(
+            hidden,
+            cu_seqlens,
+            torch.tensor([2, -1, 0]),
+            torch.zeros(3, size, dtype=dtype),
+            torch.zeros(classes, size),
+            torch.zeros(classes),
+            *(policy if policy_input else (None,) * 4),
+            policy_input,
+            criterion,
+            0.5,
+            1,
+            3,
+            last,
+            torch.zeros(4, classes),
+            torch.zeros(4, dtype=torch.int64),
+            torch.zeros(4),
+            *torch.zeros(2, 4, dtype=torch.int32),
+            counters,
+            totals,
+        )
+
+
+if __name__ == "__main__":
+    compile_all(Path(sys.argv[1]))
