@@ -95,6 +95,8 @@ class EventClock:
 @pytest.mark.parametrize("length", [32, 128, 512])
 @pytest.mark.parametrize("rows", [1, 8, 32, 128, 512])
 def bench_gpu(benchmark: BenchmarkFixture, rows: int, length: int, name: str) -> None:
+    card = torch.cuda.get_device_name()
+    benchmark.group = f"BERT-base, bf16, {rows} rows of {length} tokens, {card}"
     batch = make_batch(rows, length)
     with torch.inference_mode():
         try:
@@ -102,6 +104,4 @@ def bench_gpu(benchmark: BenchmarkFixture, rows: int, length: int, name: str) ->
         except ImportError as error:
             pytest.skip(f"{name}: {error}")
         benchmark.pedantic(run, rounds=ROUNDS, warmup_rounds=3)
-    card = torch.cuda.get_device_name()
-    benchmark.group = f"BERT-base, bf16, {rows} rows of {length} tokens, {card}"
     benchmark.extra_info |= {"row": name, "ours": name == OURS, "note": ""}

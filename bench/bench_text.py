@@ -18,6 +18,7 @@ ROUNDS = 5
 @pytest.mark.parametrize("name", ENGINES)
 def bench_text(benchmark: BenchmarkFixture, name: str) -> None:
     workload = load_workload("minilm", "sst2", batch_size=32)
+    benchmark.group = workload.name
     with torch.inference_mode():
         try:
             run = ENGINES[name](workload)
@@ -29,5 +30,4 @@ def bench_text(benchmark: BenchmarkFixture, name: str) -> None:
     notes = [] if accuracy is None else [f"accuracy {accuracy:.2%}"]
     if name.startswith(OURS):
         notes.append(f"layer ratio {workload.layer_ratio:.2f}")
-    benchmark.group = workload.name
     benchmark.extra_info |= {"row": name, "ours": name == OURS, "note": ", ".join(notes)}

@@ -1,4 +1,7 @@
 // compact: the surviving rows of a packed batch, side by side.
+//
+// Rows that leave are never kept in the batch to save the copy: it costs as much as computing one token
+// in 270 to 630 for one more layer (docs/cpu.md).
 
 #include <cstring>
 #include <vector>
