@@ -130,8 +130,9 @@ def test_plain_classifier_runs_at_full_depth_with_the_same_logits(backend: str) 
     assert encoder.threshold == 1.0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_reduced_precision_errs_no_more_than_eager(backend: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_pass_errs_little_more_than_eager(backend: str, dtype: torch.dtype) -> None:
+    """Against the model in float64; eager PyTorch's own error in the dtype is the measure."""
     model = tiny_classifier()
     inputs = random_batch([3, 40, 1, 22, 90], seed=2)
     found = FastEarlyExitEncoder(model, dtype=dtype, backend=backend)(**inputs).logits
@@ -140,7 +141,7 @@ def test_reduced_precision_errs_no_more_than_eager(backend: str, dtype: torch.dt
         eager = model.to(dtype)(**inputs).logits
     assert found.dtype == torch.float32
     error, eager_error = (found - exact).abs().max(), (eager - exact).abs().max()
-    assert error <= 2 * eager_error + 1e-3
+    assert error <= 2 * eager_error + (1e-6 if dtype == torch.float32 else 1e-3)
 
 
 def test_the_model_is_not_changed() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.inputs import Limits, pack_inputs
+from consistentee_ext.packed import ExitState
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 
@@ -138,3 +139,19 @@ def test_direct_call_of_pack_out_of_bounds_raises(
     arguments[position] = value
     with pytest.raises(RuntimeError, match=message):
         torch.ops.consistentee.pack(*arguments)
+
+
+def test_opcheck() -> None:
+    """Of all but `linear` and `new_encoder`: it asks their packed weights for storage."""
+    library = torch.ops.consistentee
+    ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    torch.library.opcheck(library.pack.default, (ids, ids > 2, None, 50, 2, 6))
+    encoder = FastEarlyExitEncoder(tiny_model(), threshold=0.6)
+    offsets = torch.tensor([0, 2, 5], dtype=torch.int32)
+    results = ExitState.empty(2, 3)
+    tokens = (torch.tensor([1, 2, 3, 4, 5]), torch.zeros(5).long(), torch.tensor([0, 1, 0, 1, 2]))
+    torch.library.opcheck(
+        library.classify.default,
+        (*tokens, offsets, torch.arange(2), encoder._native._number, [0.6] * 4, 0, *results),
+        test_utils=("test_schema", "test_faketensor"),
+    )
