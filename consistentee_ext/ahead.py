@@ -30,6 +30,7 @@ class Counts:
     """Rows and tokens left after each exit step: the device writes them to memory of the host."""
 
     def __init__(self, exits: int, device: torch.device) -> None:
+        self._device = device
         self._on_device = device.type == "cuda"
         self._totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
         self._events: list[torch.cuda.Event] = []
@@ -43,7 +44,7 @@ class Counts:
     def mark(self) -> None:
         """The newest exit step is launched."""
         if self._on_device:
-            self._events.append(torch.cuda.current_stream().record_event())
+            self._events.append(torch.cuda.current_stream(self._device).record_event())
 
     def read(self, number: int) -> tuple[int, int]:
         """Rows and tokens after exit step `number` (1-based), once it has run."""
