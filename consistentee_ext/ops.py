@@ -115,7 +115,7 @@ def add_norm_pool(
     counters: Tensor,
     backend: str,
 ) -> tuple[Tensor, Tensor]:
-    """`add_norm`, and the pooling of its rows ``[B, H]``: in one launch on a device.
+    """On a device, `add_norm` and the pooling of its rows ``[B, H]`` in one launch.
 
     Args:
         residual: the batch whose tokens are added.
@@ -123,14 +123,16 @@ def add_norm_pool(
         pooling: ``"cls"`` or ``"mean"``.
         counters: ``[B]`` int32 zeros, and zeros again afterwards.
     """
-    if backend in DEVICE_BACKENDS:
-        run = _device_op("add_norm_pool_", backend)
-        mean = pooling == "mean"
-        offsets = residual.cu_seqlens
-        pooled = run(hidden, residual.hidden, *norm, offsets, max_length, mean, counters)
-        return hidden, pooled
-    hidden = add_norm(hidden, residual.hidden, norm, backend)
-    return hidden, pool(residual._replace(hidden=hidden), pooling, backend)
+    pooled = _device_op("add_norm_pool_", backend)(
+        hidden,
+        residual.hidden,
+        *norm,
+        residual.cu_seqlens,
+        max_length,
+        pooling == "mean",
+        counters,
+    )
+    return hidden, pooled
 
 
 def pool(batch: PackedBatch, pooling: str, backend: str) -> Tensor:
@@ -178,15 +180,7 @@ def exit_step(
         _check_exit_step(*arguments)
         return reference.exit_step(*arguments)
     try:
-        survivors = torch.ops.consistentee.exit_step.default(
-            *batch,
-            pooled,
-            *weights[:6],
-            POLICY_CODES[weights.policy_input],
-            CRITERION_CODES.get(decision.criterion, -1),
-            *decision[1:],
-            *results,
-        )
+        survivors = torch.ops.consistentee.exit_step.default(*_flat(*arguments))
     except RuntimeError:
         # The op writes nothing before all is checked. It is called at every layer of every batch:
         # only where it refuses is it worth the time to say so in Python's words.
@@ -204,7 +198,7 @@ def exit_step_ahead(
     workspace: tuple[Tensor, Tensor],
     backend: str,
 ) -> PackedBatch:
-    """`exit_step` for a host that does not wait: the batch has room for all rows.
+    """`exit_step` on a device that the host does not wait for: the batch has room for all rows.
 
     Offsets go on with the number of tokens that stay, row ids with -1, which is nobody's.
 
@@ -213,21 +207,21 @@ def exit_step_ahead(
             int32, where the numbers of rows and tokens that stay are written, on the device or
             pinned on the host.
     """
-    counters, totals = workspace
-    if backend not in DEVICE_BACKENDS:
-        return reference.exit_step_ahead(batch, pooled, weights, decision, results, totals)
-    survivors = _device_op("exit_step_ahead", backend)(
-        *batch,
-        pooled,
-        *weights[:6],
-        POLICY_CODES[weights.policy_input],
-        CRITERION_CODES[decision.criterion],
-        *decision[1:],
-        *results,
-        counters,
-        totals,
-    )
-    return PackedBatch(*survivors)
+    arguments = _flat(batch, pooled, weights, decision, results)
+    return PackedBatch(*_device_op("exit_step_ahead", backend)(*arguments, *workspace))
+
+
+def _flat(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitState,
+) -> tuple[Any, ...]:
+    """The arguments of an exit step in the order of its schema; -1 is no criterion's code."""
+    policy_code = POLICY_CODES[weights.policy_input]
+    criterion_code = CRITERION_CODES.get(decision.criterion, -1)
+    return (*batch, pooled, *weights[:6], policy_code, criterion_code, *decision[1:], *results)
 
 
 def _device_op(name: str, backend: str) -> Callable[..., Any]:
@@ -302,10 +296,6 @@ def _register_fakes() -> None:
     @torch.library.register_fake("consistentee::compact")
     def _(hidden: Tensor, cu_seqlens: Tensor, row_ids: Tensor, keep: Tensor) -> tuple[Tensor, ...]:
         return survivors(hidden, cu_seqlens, row_ids)
-
-    @torch.library.register_fake("consistentee::classify")
-    def _(hidden: Tensor, *rest: object) -> None:
-        return None
 
     @torch.library.register_fake("consistentee::classify")
     def _(ids: Tensor, *rest: object) -> None:

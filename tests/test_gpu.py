@@ -6,6 +6,7 @@ Skipped without one; with CONSISTENTEE_FAIL_WITHOUT_CUDA=1 (`make test-gpu`) tha
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from test_ops import clone, make_batch, make_results, make_weights
 from consistentee_ext import FastEarlyExitEncoder, ops, reference
 from consistentee_ext.backend import availability
 from consistentee_ext.heads import CRITERIA
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext.packed import ExitDecision, LayerNormWeights
 
 WANTED = os.environ.get("CONSISTENTEE_FAIL_WITHOUT_CUDA") == "1"
 if not (torch.cuda.is_available() or WANTED):
@@ -31,7 +32,8 @@ def gpu_backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def on_gpu(value: tuple) -> tuple:
+def on_gpu(value: tuple) -> Any:
+    """A named tuple with its tensors on the GPU."""
     moved = (v.cuda() if isinstance(v, torch.Tensor) else v for v in value)
     return type(value)(*moved)
 
@@ -74,11 +76,11 @@ def test_exit_step(
     counters = torch.zeros(rows, dtype=torch.int32, device="cuda")
     on_host = torch.zeros(2, dtype=torch.int32).pin_memory()
     got = ops.exit_step_ahead(
-        PackedBatch(*on_gpu(batch)),
+        on_gpu(batch),
         pooled.cuda(),
-        HeadWeights(*on_gpu(weights)),
+        on_gpu(weights),
         decision,
-        ExitState(*found),
+        found,
         (counters, on_host),
         gpu_backend,
     )
@@ -105,15 +107,15 @@ def test_add_norm_pool(
     lengths = [1, 31, 32, 33, 100, 512]
     batch = make_batch(lengths, hidden_size, dtype)
     other, weight, bias = (torch.randn(n, hidden_size).to(dtype) for n in (len(batch.hidden), 1, 1))
-    norm = (weight[0], bias[0], 1e-5)
+    norm = LayerNormWeights(weight[0], bias[0], 1e-5)
     exact = reference.add_norm(
         batch.hidden.double(), other.double(), norm[0].double(), norm[1].double(), 1e-5
     )
     eager = reference.add_norm(batch.hidden, other, *norm)
     counters = torch.zeros(len(lengths), dtype=torch.int32, device="cuda")
-    residual = PackedBatch(*on_gpu(batch._replace(hidden=other)))
+    residual = on_gpu(batch._replace(hidden=other))
     hidden, pooled = ops.add_norm_pool(
-        batch.hidden.cuda(), residual, on_gpu_norm(norm), 512, pooling, counters, gpu_backend
+        batch.hidden.cuda(), residual, on_gpu(norm), 512, pooling, counters, gpu_backend
     )
     error = (hidden.cpu().double() - exact).abs().max()
     assert error <= 2 * (eager.double() - exact).abs().max() + 1e-6
@@ -121,10 +123,6 @@ def test_add_norm_pool(
     tolerance = torch.finfo(dtype).eps * expected.abs().max().item()
     assert (pooled.cpu().double() - expected).abs().max() <= tolerance + 1e-6
     assert not counters.any()
-
-
-def on_gpu_norm(norm: tuple) -> tuple:
-    return tuple(v.cuda() if isinstance(v, torch.Tensor) else v for v in norm)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
