@@ -63,7 +63,8 @@ class FastEarlyExitEncoder:
             or ``CONSISTENTEE_BACKEND``.
         exit_layers: layers at which rows may leave, 1-based; default all that have a head. The last
             layer is always one.
-        criterion: ``policy``, ``confidence``, ``entropy`` or ``patience``; default the model's.
+        criterion: ``policy``, ``confidence``, ``entropy``, ``patience`` or ``energy``; default the
+            model's.
         threshold: see the property; default the model's.
         sync: on a GPU, when the host learns which rows have left: ``eager``, at each exit layer;
             ``lagged``, one exit layer later, so that the GPU never waits; ``auto``, by the number

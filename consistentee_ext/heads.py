@@ -12,7 +12,7 @@ from consistentee_ext import reference
 
 POOLINGS = ("cls", "mean")
 POLICY_INPUTS = ("state", "prediction", "both")
-CRITERIA = ("policy", "confidence", "entropy", "patience")
+CRITERIA = ("policy", "confidence", "entropy", "patience", "energy")
 
 
 class HeadOutput(NamedTuple):
@@ -127,6 +127,8 @@ class ExitRule:
     - ``entropy``: ``1 - entropy / log(C)`` (DeeBERT, arXiv 2004.12993, normalised).
     - ``patience``: ``streak / (E - 1)``, the exits in a row that agreed with the one before, over
       the most there can be with E exit layers (PABEE, arXiv 2006.04152).
+    - ``energy``: ``sigmoid(logsumexp(z)) = Z / (1 + Z)``, ``Z = sum exp(z)`` over the logits z: the
+      negative free energy (arXiv 2010.03759; E-LANG, arXiv 2203.00748), brought into (0, 1).
     """
 
     criterion: str = "policy"

@@ -201,6 +201,8 @@ def exit_step(
         scores = statistics[:, 0]
     elif decision.criterion == "entropy":
         scores = statistics[:, 2]
+    elif decision.criterion == "energy":
+        scores = torch.sigmoid(torch.logsumexp(logits, dim=-1))
     else:
         scores = streaks.float() / max(decision.max_streak, 1)
     leave = torch.ones_like(scores, dtype=torch.bool)

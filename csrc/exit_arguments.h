@@ -49,7 +49,7 @@ inline ExitHeadParams check_head(
   check_tensor(classifier_weight, "classifier_weight", ScalarType::Float, {classes, hidden_size});
   check_tensor(classifier_bias, "classifier_bias", ScalarType::Float, {classes});
   if (policy_input < 0 || policy_input > 3) fail("policy_input: expected 0, 1, 2 or 3");
-  if (criterion < 0 || criterion > 3) fail("criterion: expected 0, 1, 2 or 3");
+  if (criterion < 0 || criterion > 4) fail("criterion: expected 0, 1, 2, 3 or 4");
   ExitHeadParams head{};
   head.classifier_weight = data<float>(classifier_weight);
   head.classifier_bias = data<float>(classifier_bias);

@@ -31,7 +31,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The machine of tests/native/cuda_machine.h looks into its own ELF segments.
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
 POLICY_INPUTS = (None, "state", "prediction", "both")
-CRITERIA = ("policy", "confidence", "entropy", "patience")
+CRITERIA = ("policy", "confidence", "entropy", "patience", "energy")
 NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 32, 48 << 10
 
 

@@ -15,7 +15,7 @@ from cuda_host import (
     Planned,
     compile_host,
 )
-from test_ops import clone, make_batch, make_results, make_weights
+from test_ops import EXTREME_LOGITS, clone, make_batch, make_results, make_weights
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
@@ -172,7 +172,7 @@ def test_exit_rows(
 @pytest.mark.parametrize("hidden_size", [1, 5, 8, 19, 64, 111, 768])
 def test_exit_rows_at_odd_sizes(host: CudaHost, hidden_size: int, classes: int) -> None:
     torch.manual_seed(hidden_size)
-    criterion = CRITERIA[(hidden_size + classes) % 4]
+    criterion = CRITERIA[(hidden_size + classes) % len(CRITERIA)]
     weights = make_weights(hidden_size, classes, "both", policy_size=classes + 2)
     batch = make_batch([3, 1, 4, 1, 5], hidden_size, torch.float32)
     for name in {"policy", criterion}:
@@ -215,6 +215,13 @@ def test_nan_logits(host: CudaHost, criterion: str, last: bool) -> None:
     weights.classifier_bias[[40, 66]] = torch.nan
     stay = check_exit_rows(host, batch, pooled, weights, criterion, last, threshold=-1.0)
     assert len(stay.row_ids) == (0 if last or criterion == "patience" else 4)
+
+
+def test_energy_of_extreme_logits(host: CudaHost) -> None:
+    batch = make_batch([2], 8, torch.float32)
+    for logits in EXTREME_LOGITS:
+        weights = HeadWeights(torch.zeros(2, 8), logits)
+        check_exit_rows(host, batch, torch.randn(1, 8), weights, "energy", last=True)
 
 
 def test_equal_logits(host: CudaHost) -> None:

@@ -218,11 +218,14 @@ def test_exit_layers_choose_where_rows_may_leave() -> None:
     assert set(found.exit_layers.tolist()) <= {2, 4}
 
 
-@pytest.mark.parametrize("criterion", ["confidence", "entropy", "patience"])
-def test_criteria_without_policy(backend: str, criterion: str) -> None:
+@pytest.mark.parametrize(
+    ("criterion", "threshold"),
+    [("confidence", 0.6), ("entropy", 0.6), ("patience", 0.6), ("energy", 0.925)],
+)
+def test_criteria_without_policy(backend: str, criterion: str, threshold: float) -> None:
     model = tiny_model(classes=3)
     inputs = random_batch([4, 9, 30, 12, 6, 20] * 4, seed=7)
-    encoder = FastEarlyExitEncoder(model, criterion=criterion, threshold=0.6, backend=backend)
+    encoder = FastEarlyExitEncoder(model, criterion=criterion, threshold=threshold, backend=backend)
     found = encoder(**inputs)
     with torch.no_grad():
         logits = model(**inputs).exit_logits.double()
@@ -234,8 +237,10 @@ def test_criteria_without_policy(backend: str, criterion: str) -> None:
             streak = streak + 1 if layer > 1 and agree[row, layer - 2] else 0
             p = probability[row, layer - 1]
             entropy = -(p * p.log()).sum() / torch.tensor(3.0).double().log()
+            total = logits[row, layer - 1].exp().sum()
             score = {"confidence": p.max(), "entropy": 1 - entropy, "patience": streak / 3}
-            if score[criterion] > 0.6:
+            score["energy"] = total / (1 + total)
+            if score[criterion] > threshold:
                 expected = layer
                 break
         assert found.exit_layers[row] == expected

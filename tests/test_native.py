@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.packed import ExitState
 
@@ -35,7 +36,7 @@ def check_passes_agree(encoder: FastEarlyExitEncoder, batch: dict, tolerance: fl
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
-@pytest.mark.parametrize("criterion", ["policy", "confidence", "entropy", "patience"])
+@pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("exit_layers", [None, [2]])
 def test_one_call_gives_what_the_ops_give(
     dtype: torch.dtype, pooling: str, criterion: str, exit_layers: list[int] | None

@@ -13,6 +13,15 @@ from consistentee_ext.heads import CRITERIA
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+INF, NAN = float("inf"), float("nan")
+# Of two classes: beyond what exp can take, and not finite.
+EXTREME_LOGITS = torch.tensor(
+    [
+        *([1000, 999], [-1000, -1000]),
+        *([INF, 0], [INF, INF], [-INF, 0], [-INF, -INF]),
+        *([NAN, 0], [0, NAN], [INF, NAN]),
+    ]
+)
 native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 
 
@@ -168,6 +177,17 @@ def test_nan_of_a_single_class(backend: str) -> None:
     assert left.row_ids.tolist() == [batch.row_ids[0].item()]
 
 
+@pytest.mark.parametrize("logits", EXTREME_LOGITS, ids=str)
+def test_energy_of_extreme_logits(logits: torch.Tensor, backend: str) -> None:
+    results = ExitState.empty(4, 2)
+    weights = HeadWeights(torch.zeros(2, 8), logits)
+    decision = ExitDecision("energy", 1.0, layer=1, max_streak=1, last=True)
+    batch = make_batch([2], 8, torch.float32)
+    ops.exit_step(batch, torch.randn(1, 8), weights, decision, results, backend)
+    expected = logits.logsumexp(0, keepdim=True).sigmoid()
+    torch.testing.assert_close(results.exit_scores[batch.row_ids], expected, equal_nan=True)
+
+
 @native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_tanh_is_accurate_over_its_range(dtype: torch.dtype) -> None:
@@ -291,6 +311,7 @@ def test_exit_step_under_torch_compile() -> None:
         (4, torch.randn(2, 16).double(), "classifier_weight"),
         (6, None, "policy_input: expected 0"),
         (10, 7, "policy_input: expected 0, 1, 2 or 3"),
+        (11, 5, "criterion: expected 0, 1, 2, 3 or 4"),
     ],
 )
 def test_direct_call_out_of_bounds_raises(position: int, value: object, message: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -109,6 +110,25 @@ def test_exit_step_by_hand() -> None:
     low, high = math.tanh(-3.0), math.tanh(2.0)
     expected = torch.tensor([[0, 0], [0, 0], [low, -low], [0, 0], [high, -high]])
     torch.testing.assert_close(results.logits, expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("logits", "score"),
+    [
+        # exp adds up to 10, to 1 / 2, and to more than float32 holds
+        ([math.log(6), math.log(3), 0.0], 10 / 11),
+        ([-math.log(4), -math.log(8), -math.log(8)], 1 / 3),
+        ([1000.0, 0.0, -1000.0], 1.0),
+    ],
+)
+def test_energy_by_hand(logits: list[float], score: float) -> None:
+    results = ExitState.empty(5, 3)
+    weights = HeadWeights(torch.zeros(3, 2), torch.tensor(logits))
+    for threshold, rows in ((score + 0.01, 3), (score - 0.01, 0)):
+        decision = ExitDecision("energy", threshold, layer=1, max_streak=1, last=False)
+        stay = reference.exit_step(small_batch(), torch.zeros(3, 2), weights, decision, results)
+        assert len(stay.row_ids) == rows
+    assert math.isclose(results.exit_scores[4].item(), score, abs_tol=1e-6)
 
 
 def test_patience_counts_agreements_in_a_row() -> None:

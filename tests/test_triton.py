@@ -22,6 +22,7 @@ COMPILED = [
     (torch.float32, 0, 2, False, 19, 1, 1),
     (torch.float32, 1, 3, True, 111, 77, 32),
     (torch.float32, 3, 0, False, 768, 3, 32),
+    (torch.float16, 0, 4, False, 64, 5, 1),
     (torch.bfloat16, 2, 0, False, 1, 2, 1),
     (torch.bfloat16, 3, 0, False, 768, 3, 32),
 ]

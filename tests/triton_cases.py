@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_ops import DTYPES, clone, make_results, make_weights
+from test_ops import DTYPES, EXTREME_LOGITS, clone, make_results, make_weights
 from torch import Tensor
 from torch.nn.functional import layer_norm
 from triton.runtime import interpreter
@@ -229,7 +229,7 @@ SIZES = [(hidden_size, classes) for hidden_size in HIDDEN_SIZES for classes in (
 def test_exit_step_at_odd_sizes(case: int, size: tuple[int, int]) -> None:
     """Every hidden size with every number of classes; dtypes, rows and criteria alternate."""
     torch.manual_seed(case)
-    criterion, rows = CRITERIA[case % 3], (1, 2)[case % 2]
+    criterion, rows = CRITERIA[case % len(CRITERIA)], (1, 2)[case % 2]
     check_exit_step(rows, *size, "both", criterion, DTYPES[(case // 4 + case) % 3])
 
 
@@ -283,7 +283,7 @@ def test_nothing_to_do() -> None:
         assert pooled.shape == (rows, 8)
 
 
-@pytest.mark.parametrize("criterion", ["policy", "confidence", "entropy"])
+@pytest.mark.parametrize("criterion", ["policy", "confidence", "entropy", "energy"])
 def test_nan_goes_to_the_last_layer_and_shows(criterion: str) -> None:
     torch.manual_seed(0)
     batch = PackedBatch(torch.randn(4, 8), offsets_of([2, 2]), torch.tensor([4, 1]))
@@ -298,6 +298,16 @@ def test_nan_goes_to_the_last_layer_and_shows(criterion: str) -> None:
         assert bool(results.exit_scores[4].isnan()) == last
         assert results.labels[4] == 0
         assert bool(results.exit_scores[1].isfinite())
+
+
+def test_energy_of_extreme_logits() -> None:
+    batch = PackedBatch(torch.zeros(1, 1), offsets_of([1]), torch.tensor([0]))
+    decision = ExitDecision("energy", 1.0, layer=1, max_streak=1, last=True)
+    for logits in EXTREME_LOGITS:
+        results = ExitState.empty(1, 2)
+        step(batch, torch.zeros(1, 1), HeadWeights(torch.ones(2, 1), logits), decision, results)
+        expected = logits.logsumexp(0).sigmoid()
+        torch.testing.assert_close(results.exit_scores[0], expected, equal_nan=True)
 
 
 def test_label_is_the_first_of_the_largest_and_nan_is_largest() -> None:

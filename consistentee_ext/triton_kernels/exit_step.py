@@ -187,6 +187,10 @@ def _exit_rows(
         elif criterion == 3:
             # Rounded correctly: a score equal to the threshold must not come out above it.
             score = tl.div_rn(streak.to(tl.float32), most_streak.to(tl.float32))
+        elif criterion == 4:
+            highest = tl.sum(tl.where(c == label, z, 0.0), axis=0)
+            above = -tl.log(top)  # not a number where `highest` is not finite, and the sum is it
+            score = 1.0 / (1.0 + tl.exp(-tl.where(above > 0.0, highest + above, highest)))
 
         # A NaN score never exceeds the threshold: the row goes on, and leaves at the last layer.
         leaves = (score > threshold) | last
@@ -262,7 +266,7 @@ def exit_step_ahead(
         pooled: ``[B, H]`` in the dtype of `hidden`, the pooler's product before tanh.
         classifier_weight: ``[C, H]``, as the other weights float32: see `packed.HeadWeights`.
         policy_input: 0 none, 1 state, 2 prediction, 3 both.
-        criterion: 0 policy, 1 confidence, 2 entropy, 3 patience.
+        criterion: 0 policy, 1 confidence, 2 entropy, 3 patience, 4 energy.
         logits: ``[N, C]`` float32, as the next four written: see `packed.ExitState`.
         counters: ``[1]`` int32 or more, zeros before and after.
         totals: ``[2]`` int32, becomes (B', T').

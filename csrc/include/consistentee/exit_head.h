@@ -12,7 +12,13 @@ namespace consistentee {
 
 // The numbers are part of the op's schema: consistentee_ext/ops.py sends them.
 enum class PolicyInput : int64_t { kNone = 0, kState = 1, kPrediction = 2, kBoth = 3 };
-enum class Criterion : int64_t { kPolicy = 0, kConfidence = 1, kEntropy = 2, kPatience = 3 };
+enum class Criterion : int64_t {
+  kPolicy = 0,
+  kConfidence = 1,
+  kEntropy = 2,
+  kPatience = 3,
+  kEnergy = 4
+};
 
 constexpr int kNumStatistics = 5;
 
@@ -115,6 +121,12 @@ predict(const float* logits, int64_t classes, float total, float weighted) {
   return prediction_of(logits, classes, label, second, total, weighted);
 }
 
+// sigmoid(log sum exp(z)): the largest logit is `highest`, its probability `top`.
+CONSISTENTEE_INLINE float energy_score(float highest, float top) {
+  const float above = -logf(top);  // not a number where `highest` is not finite, and the sum is it
+  return sigmoid(above > 0.0f ? highest + above : highest);
+}
+
 // Writes the results of one row and says whether it stays in the batch.
 CONSISTENTEE_INLINE bool settle_row(
     const ExitHeadParams& head,
@@ -134,6 +146,9 @@ CONSISTENTEE_INLINE bool settle_row(
   if (head.criterion == Criterion::kPatience) {
     const int64_t most = head.max_streak > 1 ? head.max_streak : 1;
     score = static_cast<float>(streak) / static_cast<float>(most);
+  }
+  if (head.criterion == Criterion::kEnergy) {
+    score = energy_score(logits[prediction.label], prediction.top);
   }
   // A NaN score never exceeds the threshold: the row goes on, and leaves at the last layer.
   if (!head.last && !(score > head.threshold)) return true;
