@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <utility>
 
 #include "cpu/batch.h"
 
@@ -17,11 +18,8 @@ struct BertLayer {
   double eps;
   int64_t num_heads;
 
-  // hidden [T, H] to [T, H], or to [B, H] for first tokens alone.
-  Tensor operator()(const Tensor& hidden, const Tensor& cu_seqlens) const;
+  // hidden [T, H] and its offsets to those that follow: [T, H], or [B, H] for first tokens alone.
+  std::pair<Tensor, Tensor> operator()(const Tensor& hidden, const Tensor& cu_seqlens) const;
 };
-
-// Offsets [B+1] of B rows of one token.
-Tensor one_token_a_row(const Tensor& cu_seqlens);
 
 }  // namespace consistentee

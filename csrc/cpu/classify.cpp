@@ -153,8 +153,7 @@ void classify(
   for (const BertLayer& run : encoder->layers) {
     if (row_ids.numel() == 0) return;
     ++layer;
-    hidden = run(hidden, cu_seqlens);
-    if (run.key_value) cu_seqlens = one_token_a_row(cu_seqlens);
+    std::tie(hidden, cu_seqlens) = run(hidden, cu_seqlens);
     if (encoder->exit_layers[exit] != layer) continue;
 
     const bool last = exit + 1 == num_exits, has_policy = encoder->policy_input && !last;
