@@ -30,7 +30,8 @@ inline ExitResults check_results(
       mutable_data<int32_t>(streaks)};
 }
 
-// Weights of a head in float32; those of the policy are all there, or none is.
+// Weights of a head in float32; those of the policy are all there, or none is. How the layer decides
+// is left open, see set_decision.
 inline ExitHeadParams check_head(
     int64_t hidden_size,
     int64_t classes,
@@ -40,27 +41,16 @@ inline ExitHeadParams check_head(
     const std::optional<Tensor>& dense_bias,
     const std::optional<Tensor>& score_weight,
     const std::optional<Tensor>& score_bias,
-    int64_t policy_input,
-    int64_t criterion,
-    double threshold,
-    int64_t layer,
-    int64_t max_streak,
-    bool last) {
+    int64_t policy_input) {
   check_tensor(classifier_weight, "classifier_weight", ScalarType::Float, {classes, hidden_size});
   check_tensor(classifier_bias, "classifier_bias", ScalarType::Float, {classes});
   if (policy_input < 0 || policy_input > 3) fail("policy_input: expected 0, 1, 2 or 3");
-  if (criterion < 0 || criterion > 4) fail("criterion: expected 0, 1, 2, 3 or 4");
   ExitHeadParams head{};
   head.classifier_weight = data<float>(classifier_weight);
   head.classifier_bias = data<float>(classifier_bias);
   head.hidden_size = hidden_size;
   head.classes = classes;
   head.policy_input = static_cast<PolicyInput>(policy_input);
-  head.criterion = static_cast<Criterion>(criterion);
-  head.threshold = static_cast<float>(threshold);
-  head.layer = layer;
-  head.max_streak = max_streak;
-  head.last = last;
   if (head.policy_input == PolicyInput::kNone) return head;
 
   if (!dense_weight || !dense_bias || !score_weight || !score_bias) {
@@ -78,6 +68,21 @@ inline ExitHeadParams check_head(
   head.score_weight = data<float>(*score_weight);
   head.score_bias = data<float>(*score_bias);
   return head;
+}
+
+inline void set_decision(
+    ExitHeadParams& head,
+    int64_t criterion,
+    double threshold,
+    int64_t layer,
+    int64_t max_streak,
+    bool last) {
+  if (criterion < 0 || criterion > 4) fail("criterion: expected 0, 1, 2, 3 or 4");
+  head.criterion = static_cast<Criterion>(criterion);
+  head.threshold = static_cast<float>(threshold);
+  head.layer = layer;
+  head.max_streak = max_streak;
+  head.last = last;
 }
 
 }  // namespace consistentee

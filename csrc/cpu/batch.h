@@ -51,6 +51,15 @@ inline Batch check_batch(const Tensor& hidden, const Tensor& cu_seqlens) {
   return {rows, tokens, hidden.size(1), offsets};
 }
 
+// Checks row_ids [B], numbers of the N rows that have results.
+inline void check_row_ids(const Tensor& row_ids, int64_t rows, int64_t all_rows) {
+  check_tensor(row_ids, "row_ids", ScalarType::Long, {rows});
+  const int64_t* ids = data<int64_t>(row_ids);
+  if (!std::all_of(ids, ids + rows, [&](int64_t id) { return id >= 0 && id < all_rows; })) {
+    fail("row_ids: expected numbers from 0 to N - 1");
+  }
+}
+
 // Calls f with the table's kernels for the dtype of `tensor`, and with its element type.
 template <typename F>
 void dispatch(const Tensor& tensor, const char* name, const F& f) {
@@ -96,34 +105,20 @@ void add_norm_(
 
 Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens);
 
-std::tuple<Tensor, Tensor, Tensor> exit_step(
-    const Tensor& hidden,
-    const Tensor& cu_seqlens,
-    const Tensor& row_ids,
-    const Tensor& pooled,
-    const Tensor& classifier_weight,
-    const Tensor& classifier_bias,
-    const std::optional<Tensor>& dense_weight,
-    const std::optional<Tensor>& dense_bias,
-    const std::optional<Tensor>& score_weight,
-    const std::optional<Tensor>& score_bias,
-    int64_t policy_input,
-    int64_t criterion,
-    double threshold,
-    int64_t layer,
-    int64_t max_streak,
-    bool last,
-    const Tensor& logits,
-    const Tensor& exit_layers,
-    const Tensor& exit_scores,
-    const Tensor& labels,
-    const Tensor& streaks);
-
 // The first token of each row [B, H]; a row must have one.
 Tensor first_tokens(const Batch& batch, const Tensor& hidden);
 
 // The rows whose `keep` byte is not zero, as hidden, cu_seqlens and row_ids of their own.
 std::tuple<Tensor, Tensor, Tensor> compact_rows(
     const Batch& batch, const Tensor& hidden, const Tensor& row_ids, const uint8_t* keep);
+
+// exit_step with all but `pooled` checked; nothing where every row stays.
+std::optional<std::tuple<Tensor, Tensor, Tensor>> decide_rows(
+    const Batch& batch,
+    const Tensor& hidden,
+    const Tensor& row_ids,
+    const Tensor& pooled,
+    const ExitHeadParams& head,
+    const ExitResults& results);
 
 }  // namespace consistentee

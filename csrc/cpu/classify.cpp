@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "cpu/bert_layer.h"
+#include "exit_arguments.h"
 
 namespace consistentee {
 namespace {
@@ -137,6 +138,8 @@ void classify(
   if (static_cast<int64_t>(thresholds.size()) != num_exits) {
     fail("thresholds: expected one for each exit layer");
   }
+  const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
+  check_row_ids(all_row_ids, count_rows(all_cu_seqlens, "cu_seqlens"), logits.size(0));
   const auto& tables = encoder->embeddings;
   Tensor hidden = embed(
       ids,
@@ -160,36 +163,22 @@ void classify(
     const size_t stride = kTensorsOfExit + (encoder->policy_input ? kTensorsOfPolicy : 0);
     const Tensor* t = &encoder->exits[exit * stride];
     const auto policy = [&](int i) { return has_policy ? std::make_optional(t[i]) : std::nullopt; };
-    const Tensor pooled = PackedLinear{t[0], t[1]}(
-        encoder->mean_pooling ? mean_pool(hidden, cu_seqlens)
-                              : first_tokens(check_batch(hidden, cu_seqlens), hidden));
-    const auto [new_hidden, new_cu_seqlens, new_row_ids] = exit_step(
-        hidden,
-        cu_seqlens,
-        row_ids,
-        pooled,
+    ExitHeadParams head = check_head(
+        hidden.size(1),
+        logits.size(1),
         t[2],
         t[3],
         policy(4),
         policy(5),
         policy(6),
         policy(7),
-        has_policy ? encoder->policy_input : 0,
-        criterion,
-        thresholds[exit],
-        layer,
-        num_exits - 1,
-        last,
-        logits,
-        exit_layers,
-        exit_scores,
-        labels,
-        streaks);
-    ++exit;
-    if (new_cu_seqlens.numel() == 0) continue;  // every row stays
-    hidden = new_hidden;
-    cu_seqlens = new_cu_seqlens;
-    row_ids = new_row_ids;
+        has_policy ? encoder->policy_input : 0);
+    set_decision(head, criterion, thresholds[exit++], layer, num_exits - 1, last);
+    const Batch batch = check_batch(hidden, cu_seqlens);
+    const Tensor pooled = PackedLinear{t[0], t[1]}(
+        encoder->mean_pooling ? mean_pool(hidden, cu_seqlens) : first_tokens(batch, hidden));
+    auto survivors = decide_rows(batch, hidden, row_ids, pooled, head, results);
+    if (survivors) std::tie(hidden, cu_seqlens, row_ids) = std::move(*survivors);
   }
 }
 

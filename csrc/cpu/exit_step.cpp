@@ -7,6 +7,38 @@
 #include "exit_arguments.h"
 
 namespace consistentee {
+
+std::optional<std::tuple<Tensor, Tensor, Tensor>> decide_rows(
+    const Batch& batch,
+    const Tensor& hidden,
+    const Tensor& row_ids,
+    const Tensor& pooled,
+    const ExitHeadParams& head,
+    const ExitResults& results) {
+  check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
+  std::vector<uint8_t> keep(batch.rows);
+  dispatch(pooled, "pooled", [&](const auto& kernels, auto element) {
+    using scalar_t = decltype(element);
+    const int64_t blocks = (batch.rows + kRowBlock - 1) / kRowBlock;
+    torch::stable::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(exit_scratch(head));
+      kernels.exit_rows(
+          head,
+          data<scalar_t>(pooled),
+          data<int64_t>(row_ids),
+          begin * kRowBlock,
+          std::min(end * kRowBlock, batch.rows),
+          results,
+          keep.data(),
+          scratch.data());
+    });
+  });
+  if (std::find(keep.begin(), keep.end(), 0) == keep.end()) return std::nullopt;
+  return compact_rows(batch, hidden, row_ids, keep.data());
+}
+
+namespace {
+
 std::tuple<Tensor, Tensor, Tensor> exit_step(
     const Tensor& hidden,
     const Tensor& cu_seqlens,
@@ -30,10 +62,8 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
     const Tensor& labels,
     const Tensor& streaks) {
   const Batch batch = check_batch(hidden, cu_seqlens);
-  check_tensor(row_ids, "row_ids", ScalarType::Long, {batch.rows});
-  check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
-  const ExitHeadParams head = check_head(
+  ExitHeadParams head = check_head(
       batch.hidden_size,
       logits.size(1),
       classifier_weight,
@@ -42,44 +72,19 @@ std::tuple<Tensor, Tensor, Tensor> exit_step(
       dense_bias,
       score_weight,
       score_bias,
-      policy_input,
-      criterion,
-      threshold,
-      layer,
-      max_streak,
-      last);
-  const int64_t* ids = data<int64_t>(row_ids);
-  for (int64_t row = 0; row < batch.rows; ++row) {
-    if (ids[row] < 0 || ids[row] >= logits.size(0))
-      fail("row_ids: expected numbers from 0 to N - 1");
+      policy_input);
+  set_decision(head, criterion, threshold, layer, max_streak, last);
+  check_row_ids(row_ids, batch.rows, logits.size(0));
+  if (auto survivors = decide_rows(batch, hidden, row_ids, pooled, head, results)) {
+    return *survivors;
   }
-
-  std::vector<uint8_t> keep(batch.rows);
-  dispatch(pooled, "pooled", [&](const auto& kernels, auto element) {
-    using scalar_t = decltype(element);
-    const int64_t blocks = (batch.rows + kRowBlock - 1) / kRowBlock;
-    torch::stable::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(exit_scratch(head));
-      kernels.exit_rows(
-          head,
-          data<scalar_t>(pooled),
-          ids,
-          begin * kRowBlock,
-          std::min(end * kRowBlock, batch.rows),
-          results,
-          keep.data(),
-          scratch.data());
-    });
-  });
-  if (std::find(keep.begin(), keep.end(), 0) == keep.end()) {
-    return {
-        torch::stable::new_empty(hidden, {0, batch.hidden_size}),
-        torch::stable::new_empty(cu_seqlens, {0}),
-        torch::stable::new_empty(row_ids, {0})};
-  }
-  return compact_rows(batch, hidden, row_ids, keep.data());
+  return {
+      torch::stable::new_empty(hidden, {0, batch.hidden_size}),
+      torch::stable::new_empty(cu_seqlens, {0}),
+      torch::stable::new_empty(row_ids, {0})};
 }
 
+}  // namespace
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {

@@ -36,7 +36,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_ahead(
   const DeviceBatch batch = check_device_batch(hidden, cu_seqlens, row_ids);
   check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
-  const ExitHeadParams head = check_head(
+  ExitHeadParams head = check_head(
       batch.hidden_size,
       logits.size(1),
       classifier_weight,
@@ -45,12 +45,8 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_ahead(
       dense_bias,
       score_weight,
       score_bias,
-      policy_input,
-      criterion,
-      threshold,
-      layer,
-      max_streak,
-      last);
+      policy_input);
+  set_decision(head, criterion, threshold, layer, max_streak, last);
   check_device(hidden, {&pooled, &classifier_weight, &classifier_bias}, "pooled, classifier");
   for (const auto& weight : {dense_weight, dense_bias, score_weight, score_bias}) {
     if (weight) check_device(hidden, {&*weight}, "dense, score");
