@@ -7,13 +7,14 @@ import gc
 
 import pytest
 import torch
-from conftest import BACKENDS, random_batch, tiny_classifier, tiny_model
+from conftest import BACKENDS, VOCABULARY, random_batch, tiny_classifier, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
+from consistentee_ext.native import NativeEncoder
 from consistentee_ext.packed import ExitState
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
@@ -93,6 +94,24 @@ def test_an_encoder_is_freed_with_its_owner() -> None:
     gc.collect()
     with pytest.raises(RuntimeError, match="encoder: expected a number that new_encoder gave"):
         torch.ops.consistentee.classify(*arguments)
+
+
+def test_exit_layers_out_of_order_raise() -> None:
+    encoder = FastEarlyExitEncoder(tiny_model())
+    *exits, _ = encoder._exits.values()
+    for layers in ([2, 1, 4], [0, 1, 4], [1, 4, 5]):
+        with pytest.raises(RuntimeError, match="exit_layers: expected rising numbers of layers"):
+            NativeEncoder(encoder._trunk, dict(zip(layers, exits, strict=True)))
+
+
+def test_results_for_another_number_of_classes_raise() -> None:
+    native = FastEarlyExitEncoder(tiny_model())._native
+    limits = Limits(VOCABULARY, 2, 512)
+    inputs = pack_inputs(*BATCH.values(), limits, torch.device("cpu"), "cpu")
+    with pytest.raises(
+        RuntimeError, match=r"logits: expected .* shape \[7, 3\] .* got shape \[7, 2\]"
+    ):
+        native.classify(inputs, [0.6] * 4, "policy", ExitState.empty(7, 2))
 
 
 @settings(max_examples=60, deadline=None)

@@ -2,6 +2,8 @@
 // objects and the dispatcher's tables out of the caches: in a small batch each call from Python, and
 // each tensor handed over, then costs as much as computing a token.
 
+#include <algorithm>
+#include <functional>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -46,13 +48,59 @@ std::vector<BertLayer> read_layers(
   return layers;
 }
 
+struct LayerExit {
+  int64_t layer;
+  PackedLinear pooler;
+  // Copies: a caller's tensor may be moved to other memory, as torch does to share it with a process.
+  std::vector<Tensor> weights;
+  ExitHeadParams head;  // points into them; how the layer decides is set at each pass
+};
+
+std::vector<LayerExit> read_exits(
+    const std::vector<Tensor>& tensors,
+    const std::vector<int64_t>& layers,
+    int64_t num_layers,
+    int64_t hidden_size,
+    int64_t policy_input) {
+  const bool rise =
+      std::adjacent_find(layers.begin(), layers.end(), std::greater_equal<>()) == layers.end();
+  if (layers.empty() || layers.front() < 1 || layers.back() != num_layers || !rise) {
+    fail("exit_layers: expected rising numbers of layers, the last among them");
+  }
+  const size_t stride = kTensorsOfExit + (policy_input ? kTensorsOfPolicy : 0);
+  if (tensors.size() != stride * (layers.size() - 1) + kTensorsOfExit) {
+    fail("exits: expected the weights of every exit layer");
+  }
+  const int64_t classes = tensors.back().numel();  // the last exit has no policy
+  std::vector<LayerExit> exits;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    const bool has_policy = policy_input && i + 1 < layers.size();
+    const Tensor* t = &tensors[i * stride];
+    std::vector<Tensor> w;
+    for (size_t k = 2; k < (has_policy ? stride : kTensorsOfExit); ++k) {
+      w.push_back(torch::stable::clone(t[k]));
+    }
+    const auto policy = [&](int k) { return has_policy ? std::make_optional(w[k]) : std::nullopt; };
+    const ExitHeadParams head = check_head(
+        hidden_size,
+        classes,
+        w[0],
+        w[1],
+        policy(2),
+        policy(3),
+        policy(4),
+        policy(5),
+        has_policy ? policy_input : 0);
+    exits.push_back({layers[i], PackedLinear{t[0], t[1]}, std::move(w), head});
+  }
+  return exits;
+}
+
 struct Encoder {
   std::vector<Tensor> embeddings;
   std::vector<BertLayer> layers;
-  std::vector<Tensor> exits;
-  std::vector<int64_t> exit_layers;
+  std::vector<LayerExit> exits;
   bool mean_pooling;
-  int64_t policy_input;
 };
 
 // Encoders by number. A pass under way keeps its encoder alive.
@@ -103,17 +151,10 @@ int64_t new_encoder(
   if (embeddings.size() != 5) fail("embeddings: expected three tables, norm weight and bias");
   encoder->embeddings = embeddings;
   encoder->layers = read_layers(layers, num_heads, eps, activation, algorithm);
-  if (exit_layers.empty() || exit_layers.back() != static_cast<int64_t>(encoder->layers.size())) {
-    fail("exit_layers: expected numbers of layers, the last among them");
-  }
-  const size_t stride = kTensorsOfExit + (policy_input ? kTensorsOfPolicy : 0);
-  if (exits.size() != stride * (exit_layers.size() - 1) + kTensorsOfExit) {
-    fail("exits: expected the weights of every exit layer");
-  }
-  encoder->exits = exits;
-  encoder->exit_layers = exit_layers;
+  const int64_t num_layers = static_cast<int64_t>(encoder->layers.size());
+  encoder->exits =
+      read_exits(exits, exit_layers, num_layers, embeddings.back().numel(), policy_input);
   encoder->mean_pooling = mean_pooling;
-  encoder->policy_input = policy_input;
   return registry().add(std::move(encoder));
 }
 
@@ -134,11 +175,11 @@ void classify(
     const Tensor& labels,
     const Tensor& streaks) {
   const std::shared_ptr<const Encoder> encoder = registry().find(encoder_number);
-  const int64_t num_exits = static_cast<int64_t>(encoder->exit_layers.size());
-  if (static_cast<int64_t>(thresholds.size()) != num_exits) {
-    fail("thresholds: expected one for each exit layer");
-  }
+  const auto& exits = encoder->exits;
+  if (thresholds.size() != exits.size()) fail("thresholds: expected one for each exit layer");
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
+  const int64_t classes = exits.front().head.classes;
+  check_tensor(logits, "logits", ScalarType::Float, {logits.size(0), classes});
   check_row_ids(all_row_ids, count_rows(all_cu_seqlens, "cu_seqlens"), logits.size(0));
   const auto& tables = encoder->embeddings;
   Tensor hidden = embed(
@@ -152,30 +193,20 @@ void classify(
       tables[4],
       encoder->layers.front().eps);
   Tensor cu_seqlens = all_cu_seqlens, row_ids = all_row_ids;
-  int64_t exit = 0, layer = 0;
+  size_t next = 0;
+  int64_t layer = 0;
   for (const BertLayer& run : encoder->layers) {
     if (row_ids.numel() == 0) return;
     ++layer;
     std::tie(hidden, cu_seqlens) = run(hidden, cu_seqlens);
-    if (encoder->exit_layers[exit] != layer) continue;
+    const LayerExit& exit = exits[next];
+    if (exit.layer != layer) continue;
 
-    const bool last = exit + 1 == num_exits, has_policy = encoder->policy_input && !last;
-    const size_t stride = kTensorsOfExit + (encoder->policy_input ? kTensorsOfPolicy : 0);
-    const Tensor* t = &encoder->exits[exit * stride];
-    const auto policy = [&](int i) { return has_policy ? std::make_optional(t[i]) : std::nullopt; };
-    ExitHeadParams head = check_head(
-        hidden.size(1),
-        logits.size(1),
-        t[2],
-        t[3],
-        policy(4),
-        policy(5),
-        policy(6),
-        policy(7),
-        has_policy ? encoder->policy_input : 0);
-    set_decision(head, criterion, thresholds[exit++], layer, num_exits - 1, last);
+    const bool last = next + 1 == exits.size();
+    ExitHeadParams head = exit.head;
+    set_decision(head, criterion, thresholds[next++], layer, exits.size() - 1, last);
     const Batch batch = check_batch(hidden, cu_seqlens);
-    const Tensor pooled = PackedLinear{t[0], t[1]}(
+    const Tensor pooled = exit.pooler(
         encoder->mean_pooling ? mean_pool(hidden, cu_seqlens) : first_tokens(batch, hidden));
     auto survivors = decide_rows(batch, hidden, row_ids, pooled, head, results);
     if (survivors) std::tie(hidden, cu_seqlens, row_ids) = std::move(*survivors);
