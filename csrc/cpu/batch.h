@@ -5,9 +5,9 @@
 #include <optional>
 #include <tuple>
 
+#include "arguments.h"
 #include "cpu/kernels.h"
 #include "cpu/linear.h"
-#include "stable.h"
 
 namespace consistentee {
 
@@ -18,14 +18,6 @@ struct Batch {
   const int32_t* cu_seqlens;
 };
 
-// B of offsets [B+1].
-inline int64_t count_rows(const Tensor& offsets, const char* name) {
-  if (offsets.dim() != 1 || offsets.size(0) < 1) {
-    fail(std::string(name) + ": expected a tensor of shape [B + 1]");
-  }
-  return offsets.size(0) - 1;
-}
-
 // Checks offsets [B+1], which must rise from 0 to `tokens`.
 inline const int32_t* check_offsets(
     const Tensor& offsets, const char* name, int64_t rows, int64_t tokens) {
@@ -35,12 +27,6 @@ inline const int32_t* check_offsets(
     fail(std::string(name) + ": expected offsets that rise from 0 to the number of tokens");
   }
   return values;
-}
-
-inline void check_hidden(const Tensor& hidden) {
-  if (hidden.dim() != 2 || !hidden.is_contiguous()) {
-    fail("hidden: expected a contiguous tensor of shape [T, H]");
-  }
 }
 
 // Checks hidden [T, H] and cu_seqlens [B+1].
@@ -63,16 +49,11 @@ inline void check_row_ids(const Tensor& row_ids, int64_t rows, int64_t all_rows)
 // Calls f with the table's kernels for the dtype of `tensor`, and with its element type.
 template <typename F>
 void dispatch(const Tensor& tensor, const char* name, const F& f) {
-  const CpuKernels& kernels = cpu_kernels();
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(kernels.f32, float{});
-    case ScalarType::BFloat16: return f(kernels.bf16, BFloat16{});
-    case ScalarType::Half: return f(kernels.f16, Half{});
-    default:
-      fail(
-          std::string(name) + ": expected float32, bfloat16 or float16, got " +
-          torch::headeronly::toString(tensor.scalar_type()));
-  }
+  const CpuKernels& table = cpu_kernels();
+  const auto kernels = std::tie(table.f32, table.bf16, table.f16);
+  dispatch_dtype(tensor, name, [&](auto element) {
+    f(std::get<const Kernels<decltype(element)>&>(kernels), element);
+  });
 }
 
 // The ops that others are made of; csrc/ops.cpp says what each computes.

@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "cpu/bert_layer.h"
-#include "exit_arguments.h"
 
 namespace consistentee {
 namespace {

@@ -4,7 +4,6 @@
 #include <vector>
 
 #include "cpu/batch.h"
-#include "exit_arguments.h"
 
 namespace consistentee {
 

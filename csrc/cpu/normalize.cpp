@@ -24,12 +24,8 @@ void add_norm_(
     const Tensor& weight,
     const Tensor& bias,
     double eps) {
-  check_hidden(hidden);
-  const ScalarType dtype = hidden.scalar_type();
+  check_norm(hidden, residual, weight, bias);
   const int64_t tokens = hidden.size(0), size = hidden.size(1);
-  check_tensor(residual, "residual", dtype, {tokens, size});
-  check_tensor(weight, "weight", dtype, {size});
-  check_tensor(bias, "bias", dtype, {size});
   dispatch(hidden, "hidden", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const auto norm = layer_norm<scalar_t>(weight, bias, size, eps);

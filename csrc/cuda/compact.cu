@@ -33,14 +33,9 @@ void launch_copy(
 
 DeviceBatch check_device_batch(
     const Tensor& hidden, const Tensor& cu_seqlens, const Tensor& row_ids) {
-  if (hidden.dim() != 2 || !hidden.is_contiguous()) {
-    fail("hidden: expected a contiguous tensor of shape [T, H]");
-  }
-  if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
-    fail("cu_seqlens: expected a tensor of shape [B + 1]");
-  }
+  check_hidden(hidden);
   // The offsets lie on the device; reading them to check them would cost a wait.
-  const int64_t rows = cu_seqlens.size(0) - 1;
+  const int64_t rows = count_rows(cu_seqlens, "cu_seqlens");
   check_tensor(cu_seqlens, "cu_seqlens", ScalarType::Int, {rows + 1});
   check_tensor(row_ids, "row_ids", ScalarType::Long, {rows});
   check_device(hidden, {&cu_seqlens, &row_ids}, "cu_seqlens, row_ids");

@@ -4,7 +4,6 @@
 
 #include "consistentee/exit_rows.cuh"
 #include "cuda/compact.h"
-#include "exit_arguments.h"
 
 namespace consistentee {
 namespace {
@@ -69,7 +68,7 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_ahead(
     STD_CUDA_CHECK(cudaMemsetAsync(totals.mutable_data_ptr(), 0, 2 * sizeof(int32_t), stream));
     return {out, torch::stable::clone(cu_seqlens), planned.row_ids};
   }
-  dispatch(hidden, "hidden", [&](auto element) {
+  dispatch_dtype(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     const ExitRows<scalar_t> rows{
         data<scalar_t>(pooled),

@@ -4,8 +4,7 @@
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
-#include "consistentee/scalar.h"
-#include "stable.h"
+#include "arguments.h"
 
 namespace consistentee {
 
@@ -35,20 +34,6 @@ inline void check_device(
     if (!tensor->is_cuda() || tensor->get_device_index() != like.get_device_index()) {
       fail(std::string(names) + ": expected the device of hidden");
     }
-  }
-}
-
-// Calls f with an element of the type of `tensor`.
-template <typename F>
-void dispatch(const Tensor& tensor, const char* name, const F& f) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float: return f(float{});
-    case ScalarType::BFloat16: return f(BFloat16{});
-    case ScalarType::Half: return f(Half{});
-    default:
-      fail(
-          std::string(name) + ": expected float32, bfloat16 or float16, got " +
-          torch::headeronly::toString(tensor.scalar_type()));
   }
 }
 

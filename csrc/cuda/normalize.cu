@@ -13,15 +13,9 @@ int norm_warps(int64_t hidden_size) {
   return static_cast<int>(std::min<int64_t>(kNormWarps, fit));
 }
 
-void check_norm(
+void check_device_norm(
     const Tensor& hidden, const Tensor& residual, const Tensor& weight, const Tensor& bias) {
-  if (hidden.dim() != 2 || !hidden.is_contiguous()) {
-    fail("hidden: expected a contiguous tensor of shape [T, H]");
-  }
-  const ScalarType dtype = hidden.scalar_type();
-  check_tensor(residual, "residual", dtype, {hidden.size(0), hidden.size(1)});
-  check_tensor(weight, "weight", dtype, {hidden.size(1)});
-  check_tensor(bias, "bias", dtype, {hidden.size(1)});
+  check_norm(hidden, residual, weight, bias);
   check_device(hidden, {&residual, &weight, &bias}, "residual, weight, bias");
 }
 
@@ -47,12 +41,12 @@ void add_norm_(
     const Tensor& weight,
     const Tensor& bias,
     double eps) {
-  check_norm(hidden, residual, weight, bias);
+  check_device_norm(hidden, residual, weight, bias);
   const int64_t tokens = hidden.size(0), size = hidden.size(1);
   if (hidden.numel() == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
   const int warps = norm_warps(size);
-  dispatch(hidden, "hidden", [&](auto element) {
+  dispatch_dtype(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     launch(
         add_norm_tokens<scalar_t>,
@@ -75,11 +69,8 @@ Tensor add_norm_pool_(
     int64_t max_length,
     bool mean,
     const Tensor& counters) {
-  check_norm(hidden, residual, weight, bias);
-  if (cu_seqlens.dim() != 1 || cu_seqlens.size(0) < 1) {
-    fail("cu_seqlens: expected a tensor of shape [B + 1]");
-  }
-  const int64_t rows = cu_seqlens.size(0) - 1, size = hidden.size(1);
+  check_device_norm(hidden, residual, weight, bias);
+  const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), size = hidden.size(1);
   check_tensor(cu_seqlens, "cu_seqlens", ScalarType::Int, {rows + 1});
   if (counters.dim() != 1 || counters.size(0) < rows || max_length < 1) {
     fail("counters, max_length: expected a counter a row, and a positive length");
@@ -98,7 +89,7 @@ Tensor add_norm_pool_(
       mutable_data<int32_t>(counters),
       mean};
   const int warps = norm_warps(size);
-  dispatch(hidden, "hidden", [&](auto element) {
+  dispatch_dtype(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     launch(
         add_norm_pool<scalar_t>,

@@ -1,12 +1,51 @@
-// The exit step's arguments, checked alike for every device.
+// The ops' arguments, as far as they are checked alike for every device.
 #pragma once
 
 #include <optional>
 
 #include "consistentee/exit_head.h"
+#include "consistentee/scalar.h"
 #include "stable.h"
 
 namespace consistentee {
+
+// Calls f with an element of the type of `tensor`.
+template <typename F>
+void dispatch_dtype(const Tensor& tensor, const char* name, const F& f) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float: return f(float{});
+    case ScalarType::BFloat16: return f(BFloat16{});
+    case ScalarType::Half: return f(Half{});
+    default:
+      fail(
+          std::string(name) + ": expected float32, bfloat16 or float16, got " +
+          torch::headeronly::toString(tensor.scalar_type()));
+  }
+}
+
+inline void check_hidden(const Tensor& hidden) {
+  if (hidden.dim() != 2 || !hidden.is_contiguous()) {
+    fail("hidden: expected a contiguous tensor of shape [T, H]");
+  }
+}
+
+// B of offsets [B+1].
+inline int64_t count_rows(const Tensor& offsets, const char* name) {
+  if (offsets.dim() != 1 || offsets.size(0) < 1) {
+    fail(std::string(name) + ": expected a tensor of shape [B + 1]");
+  }
+  return offsets.size(0) - 1;
+}
+
+// Hidden and residual [T, H], weight and bias [H], of one dtype.
+inline void check_norm(
+    const Tensor& hidden, const Tensor& residual, const Tensor& weight, const Tensor& bias) {
+  check_hidden(hidden);
+  const ScalarType dtype = hidden.scalar_type();
+  check_tensor(residual, "residual", dtype, {hidden.size(0), hidden.size(1)});
+  check_tensor(weight, "weight", dtype, {hidden.size(1)});
+  check_tensor(bias, "bias", dtype, {hidden.size(1)});
+}
 
 // Logits [N, C] and the rest [N], contiguous.
 inline ExitResults check_results(
