@@ -40,6 +40,8 @@ class EarlyExitModel(nn.Module):
                 for key in ("pooling", "policy_input", "policy_size", "criterion", "threshold")
             },
             num_labels=num_labels,
+            alpha=config.get("alpha"),
+            alpha_range=config.get("alpha_range"),
             id2label=common.id2label,
             label2id=common.label2id,
             model_type="consistentee",
@@ -58,6 +60,7 @@ class EarlyExitModel(nn.Module):
             num_labels,
             self.config.policy_input,
             self.config.policy_size,
+            adjustable=self.config.alpha_range is not None,
         )
 
 

@@ -19,7 +19,7 @@ from consistentee_ext.backend import select_backend
 from consistentee_ext.batching import token_budget_batches
 from consistentee_ext.checkpoint import load_checkpoint
 from consistentee_ext.exits import choose_exit_layers, model_exits, resolve_thresholds
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.heads import CRITERIA, check_alpha, speed_of
 from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs, pack_rows, tokenize
 from consistentee_ext.native import native_encoder
 from consistentee_ext.ops import DEVICE_BACKENDS, FLOAT_DTYPES
@@ -66,6 +66,7 @@ class FastEarlyExitEncoder:
         criterion: ``policy``, ``confidence``, ``entropy``, ``patience`` or ``energy``; default the
             model's.
         threshold: see the property; default the model's.
+        alpha: see the property; default the model's.
         sync: on a GPU, when the host learns which rows have left: ``eager``, at each exit layer;
             ``lagged``, one exit layer later, so that the GPU never waits; ``auto``, by the number
             of tokens. Results are the same.
@@ -86,13 +87,15 @@ class FastEarlyExitEncoder:
         exit_layers: Sequence[int] | None = None,
         criterion: str | None = None,
         threshold: float | Sequence[float] | Mapping[int, float] | None = None,
+        alpha: float | None = None,
         sync: str = "auto",
         tokenizer: Any = None,
         _consume: bool = False,
     ) -> None:
         backbone = _backbone_of(model)
         weight = next(backbone.parameters())
-        self.config: Any = model.config
+        config: Any = model.config
+        self.config = config
         self.dtype = dtype or weight.dtype
         if self.dtype not in FLOAT_DTYPES:
             raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
@@ -120,6 +123,11 @@ class FastEarlyExitEncoder:
         if threshold is None:
             threshold = getattr(self.config, "threshold", 0.5)
         self.threshold = threshold
+        self._alpha: float | None = None
+        if alpha is None and getattr(self.config, "alpha_range", None) is not None:
+            alpha = config.alpha
+        if alpha is not None:
+            self.alpha = alpha
 
     @classmethod
     def from_pretrained(
@@ -169,6 +177,22 @@ class FastEarlyExitEncoder:
     @threshold.setter
     def threshold(self, value: float | Sequence[float] | Mapping[int, float]) -> None:
         self._thresholds = resolve_thresholds(value, self.exit_layers[:-1])
+
+    @property
+    def alpha(self) -> float | None:
+        """The price of a layer that the policies of an adjustable model go by: higher is faster.
+
+        Set a number in the model's ``alpha_range``; it holds from the next call on. None for a
+        model that was trained for one price.
+        """
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = check_alpha(value, getattr(self.config, "alpha_range", None))
+        speed = speed_of(self._alpha, self.config.alpha_range).item()
+        self._exits = {layer: e.at_speed(speed) for layer, e in self._exits.items()}
+        self._native = native_encoder(self._trunk, self._exits, self.backend)
 
     def eval(self) -> FastEarlyExitEncoder:
         """The encoder itself: it is for inference only."""

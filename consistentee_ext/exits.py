@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,11 +17,17 @@ from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, Packed
 
 @dataclass(frozen=True)
 class Exit:
-    """The exit of one layer: pooling, the pooler's product, and what the exit step reads."""
+    """The exit of one layer: pooling, the pooler's product, and what the exit step reads.
+
+    The speed asked for is the same for all rows: what an adjustable policy makes of it is
+    ``speed * speed_weight + still_bias``, a bias of its hidden layer like any other.
+    """
 
     pooling: str
     pooler: Linear
     weights: HeadWeights
+    speed_weight: Tensor | None = None
+    still_bias: Tensor | None = None
 
     @classmethod
     def from_modules(
@@ -40,9 +46,14 @@ class Exit:
             return tensor.detach().to(device, torch.float32).contiguous()
 
         policy_weights: tuple[Any, ...] = ()
+        speed_weights: tuple[Tensor, ...] = ()
         if policy is not None:
+            dense_weight = policy.dense.weight
+            if policy.adjustable:
+                speed_weights = (exact(dense_weight[:, -1]), exact(policy.dense.bias))
+                dense_weight = dense_weight[:, :-1]
             policy_weights = (
-                exact(policy.dense.weight),
+                exact(dense_weight),
                 exact(policy.dense.bias),
                 exact(policy.score.weight).view(-1),
                 exact(policy.score.bias),
@@ -56,7 +67,16 @@ class Exit:
                 backend=backend,
             ),
             HeadWeights(exact(classifier.weight), exact(classifier.bias), *policy_weights),
+            *speed_weights,
         )
+
+    def at_speed(self, speed: float) -> Exit:
+        """This exit with a policy that reads this speed, where the policy is adjustable."""
+        if self.speed_weight is None:
+            return self
+        assert self.still_bias is not None
+        bias = torch.add(self.still_bias, self.speed_weight, alpha=speed)
+        return replace(self, weights=self.weights._replace(dense_bias=bias))
 
     def step(
         self, batch: PackedBatch, decision: ExitDecision, results: ExitState, backend: str

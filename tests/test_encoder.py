@@ -8,11 +8,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import BACKENDS, random_batch, tiny_classifier, tiny_model
+from conftest import (
+    BACKENDS,
+    random_batch,
+    scramble,
+    tiny_bert_config,
+    tiny_classifier,
+    tiny_model,
+)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
+from consistentee.exit_scores import leave_at
+from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
 
 NEAR = 1e-3  # a probability this near its threshold may fall on either side
@@ -367,3 +376,42 @@ def test_placement_is_settled_at_construction() -> None:
     assert encoder.eval() is encoder
     with pytest.raises(ValueError, match=r"to: expected torch\.float32, got torch.bfloat16"):
         encoder.to(torch.bfloat16)
+
+
+def test_alpha_is_for_models_trained_over_a_range() -> None:
+    fixed = tiny_model()
+    assert FastEarlyExitEncoder(fixed).alpha is None
+    with pytest.raises(
+        ValueError, match=r"^alpha: expected none, as the model was trained for one"
+    ):
+        FastEarlyExitEncoder(fixed, alpha=0.1)
+    config = ConsistentEEConfig(tiny_bert_config(), alpha=0.1, alpha_range=[0.02, 0.5])
+    adjustable = scramble(ConsistentEEForSequenceClassification(config), seed=5)
+    encoder = FastEarlyExitEncoder(adjustable)
+    assert encoder.alpha == 0.1
+    with pytest.raises(ValueError, match=r"^alpha: expected a number in \[0.02, 0.5\], got 0.6$"):
+        encoder.alpha = 0.6
+    with pytest.raises(TypeError, match=r"^alpha: expected a number in .*, got str$"):
+        encoder.alpha = "fast"
+
+
+def test_every_backend_follows_alpha(backend: str) -> None:
+    """Against the model itself, whose policies read alpha as a feature of their own."""
+    config = ConsistentEEConfig(
+        tiny_bert_config(), num_labels=3, alpha=0.1, alpha_range=[0.02, 0.5]
+    )
+    model = scramble(ConsistentEEForSequenceClassification(config), seed=5)
+    inputs = random_batch([5, 2, 9, 30, 9, 1, 12, 7], seed=2)
+    encoder = FastEarlyExitEncoder(model, backend=backend)
+    seen = set()
+    for alpha in (0.1, 0.02, 0.5):
+        encoder.alpha = alpha
+        with torch.no_grad():
+            output = model(**inputs, alpha=alpha)
+        scores = output.policy_logits.sigmoid()
+        encoder.threshold = scores.median().item() + 1e-5
+        found = encoder(**inputs)
+        expected = leave_at(scores, encoder.threshold)
+        assert found.exit_layers.tolist() == expected.tolist()
+        seen.add(tuple(expected.tolist()))
+    assert len(seen) > 1
