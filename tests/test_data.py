@@ -13,7 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from consistentee.data import encode, label_names, load_splits, load_table
+from consistentee.data import encode, label_names, load_splits, load_table, numbers
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e"]
 
@@ -326,3 +326,22 @@ def test_encode_refuses(tokenizer):
         encode(table, tokenizer, max_length=2)
     with pytest.raises(ValueError, match=r"labels: expected every label .* got none for \['x'\]"):
         encode(table, tokenizer, max_length=8, labels=["y"])
+
+
+def test_labels_of_a_regression_are_numbers(tmp_path, tokenizer):
+    path = write(
+        tmp_path / "train.jsonl", '{"text": "a b", "label": 2.5}\n{"text": "c", "label": 4}\n'
+    )
+    table = load_table(path, regression=True)
+    assert numbers(table) == [2.5, 4.0]
+    tsv = write(tmp_path / "dev.tsv", "text\tlabel\na\t1\nb\t0.25\n")
+    splits = load_splits([path, tsv], regression=True)  # a number unseen in training is no mistake
+    data = encode(splits["dev"], tokenizer, 16, regression=True)
+    assert data["labels"] == [1.0, 0.25]
+    with pytest.raises(ValueError, match=r"expected an integer or a string in 'label', got float"):
+        load_table(path)
+    for word in ("much", "nan", "inf"):
+        bad = write(tmp_path / "bad.tsv", f"text\tlabel\na\t1\nb\t{word}\n")
+        message = rf"^label: row 2: expected a finite number, got '{word}'$"
+        with pytest.raises(ValueError, match=message):
+            numbers(load_table(bad, regression=True))

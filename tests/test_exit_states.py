@@ -6,7 +6,7 @@ from conftest import random_batch, tiny_model
 from datasets import Dataset
 from transformers import BertTokenizerFast, DataCollatorWithPadding
 
-from consistentee.exit_states import exit_curve, exit_report, pooled_states
+from consistentee.exit_states import exit_report, pooled_states
 
 
 def test_states_keep_the_order_of_the_rows():
@@ -45,7 +45,7 @@ def test_report_against_a_loop():
         exits.append(layer + 1)
         right.append(output.exit_logits[row, layer].argmax().item() == labels[row].item())
     assert len(set(exits)) == 4
-    report = exit_report(model, states, labels)
+    report = exit_report(output, labels, model.config)
     correct = output.exit_logits.argmax(-1) == labels[:, None]
     assert report["layer_accuracy"] == pytest.approx(correct.float().mean(0).tolist())
     assert report["full_depth_accuracy"] == report["layer_accuracy"][-1]
@@ -54,12 +54,14 @@ def test_report_against_a_loop():
     assert report["layer_ratio"] == pytest.approx(4 / (sum(exits) / 64))
 
 
-def test_curve_passes_through_the_report_and_full_depth():
+def test_report_in_the_metric_of_the_task():
     model = tiny_model(policy_input="state", classes=2, seed=3)
     states = torch.randn(64, 4, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.arange(64) % 2
-    report = exit_report(model, states, labels)
-    first, chosen, last = exit_curve(model, states, labels, [0.0, model.config.threshold, 1.0])
-    assert chosen == (report["mean_exit_layer"], report["accuracy"])
-    assert first == pytest.approx((1.0, report["layer_accuracy"][0]))
-    assert last == pytest.approx((4.0, report["full_depth_accuracy"]))
+    with torch.no_grad():
+        output = model(pooled_states=states)
+    model.config.metric = "f1"
+    predicted = output.exit_logits[:, -1].argmax(-1)
+    hits = int((predicted & labels).sum())
+    expected = 2 * hits / int(predicted.sum() + labels.sum())
+    assert exit_report(output, labels, model.config)["full_depth_f1"] == pytest.approx(expected)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from consistentee.objective import (
-    depth_weighted_cross_entropy,
+    depth_price,
+    depth_weighted_loss,
     error_probability,
-    exact_objective,
-    exit_cross_entropy,
     exit_log_distribution,
-    hardness_guided_reward,
+    exit_loss,
+    exit_reward,
 )
 
 B, L, C = 5, 4, 3
@@ -31,14 +31,20 @@ def test_cross_entropy_of_each_layer():
         ],
         dim=1,
     )
-    torch.testing.assert_close(exit_cross_entropy(logits, labels), expected)
+    torch.testing.assert_close(exit_loss(logits, labels), expected)
 
 
-def test_depth_weighted_cross_entropy_by_hand():
+def test_squared_error_of_each_layer_in_units_of_the_variance():
+    logits = torch.tensor([[[1.0], [3.0]], [[0.0], [-2.0]]])
+    loss = exit_loss(logits, torch.tensor([2.0, 4.0]), label_std=2.0)
+    torch.testing.assert_close(loss, torch.tensor([[0.25, 0.25], [4.0, 9.0]]))
+
+
+def test_depth_weighted_loss_by_hand():
     # Two layers: wrong by odds of 3 to 1 at the first, right by the same odds at the last.
     logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]], dtype=torch.float64)
     expected = (1 * math.log(4.0) + 2 * math.log(4.0 / 3.0)) / 3
-    loss = depth_weighted_cross_entropy(logits, torch.tensor([1]))
+    loss = depth_weighted_loss(exit_loss(logits, torch.tensor([1])))
     assert loss.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -75,41 +81,18 @@ def test_error_probability():
     torch.testing.assert_close(error_probability(cross_entropy), expected)
 
 
+def test_price_of_depth():
+    torch.testing.assert_close(depth_price(0.5, 3), torch.tensor([0.5, 1.0, 1.5]))
+    torch.testing.assert_close(depth_price([0.5, 0.0, 2.0], 3), torch.tensor([0.5, 0.5, 2.5]))
+    each = depth_price(torch.tensor([0.5, 1.0]), 3)
+    torch.testing.assert_close(each, torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]]))
+
+
 def test_reward_by_hand():
     loss = torch.tensor([[1.0, 0.5, 0.25, 0.0], [2.0, 2.0, 2.0, 2.0]])
-    reward = hardness_guided_reward(loss, torch.tensor([1, 4]), alpha=0.4)
+    price = depth_price(0.4, 4)
     # Row 0 pays 0.4 * (1 - 1/4) = 0.3 a layer, row 1, memorized at the last, nothing.
-    expected = torch.tensor([[-1.3, -1.1, -1.15, -1.2], [-2.0, -2.0, -2.0, -2.0]])
-    torch.testing.assert_close(reward, expected)
-
-
-def test_objective_is_the_expected_loss():
-    policy_logits, reward = draw(B, L - 1), draw(B, L, seed=1)
-    chance = policy_logits.sigmoid()
-    expected = 0.0
-    for row in range(B):
-        stay = 1.0
-        for layer in range(L):
-            leave = chance[row, layer].item() if layer < L - 1 else 1.0
-            expected -= stay * leave * reward[row, layer].item() / B
-            stay *= 1 - leave
-    objective = exact_objective(exit_log_distribution(policy_logits), reward)
-    assert objective.item() == pytest.approx(expected, rel=1e-12)
-
-
-def test_gradient_is_that_of_reinforce():
-    """grad J = -mean over rows of E[R * grad log P(T)], and -P(T = l) / B for each reward."""
-    policy_logits = draw(B, L - 1).requires_grad_()
-    reward = draw(B, L, seed=1).requires_grad_()
-    exact_objective(exit_log_distribution(policy_logits), reward).backward()
-    expected = torch.zeros(B, L - 1, dtype=torch.float64)
-    for layer in range(L):
-        leaf = policy_logits.detach().clone().requires_grad_()
-        log_p = exit_log_distribution(leaf)[:, layer]
-        log_p.sum().backward()
-        weight = log_p.exp() * reward[:, layer] / B
-        expected -= weight.detach()[:, None] * leaf.grad
-    torch.testing.assert_close(policy_logits.grad, expected)
-    torch.testing.assert_close(
-        reward.grad, -exit_log_distribution(policy_logits).exp().detach() / B
-    )
+    guided = torch.tensor([[-1.3, -1.1, -1.15, -1.2], [-2.0, -2.0, -2.0, -2.0]])
+    torch.testing.assert_close(exit_reward(loss, torch.tensor([1, 4]), price), guided)
+    plain = torch.tensor([[-1.4, -1.3, -1.45, -1.6], [-2.4, -2.8, -3.2, -3.6]])
+    torch.testing.assert_close(exit_reward(loss, None, price), plain)

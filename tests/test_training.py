@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,9 +20,15 @@ from transformers import (
 )
 
 from consistentee import training
-from consistentee.phases import PhaseTrainer
+from consistentee.hardness import memorized_layer
+from consistentee.losses import Losses
+from consistentee.memorized import load_memorized_layers, row_hashes
+from consistentee.modeling import ConsistentEEForSequenceClassification
 from consistentee.settings import TrainingSettings
-from consistentee.training import held_out_rows, train
+from consistentee.splits import fold_rows, held_out_rows
+from consistentee.trainer import PhaseTrainer
+from consistentee.training import train
+from consistentee_ext import FastEarlyExitEncoder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 SETTINGS = TrainingSettings(
@@ -32,8 +40,8 @@ SETTINGS = TrainingSettings(
     held_out=0.25,
     bf16=False,
 )
-# 36 rows for phase 1, 12 held out: steps of 8 rows, two epochs each.
-STEPS = {"trunk": 2 * 5, "policies": 2 * 2, "joint": 2 * 2}
+# 36 rows for phase 1, 12 for phase 2, all 48 for phase 3: steps of 8 rows, two epochs each.
+STEPS = {"trunk": 2 * 5, "policies": 2 * 2, "joint": 2 * 6}
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +108,7 @@ def phases(backbone, data, tmp_path_factory) -> list[Recorder]:
 def test_output_is_a_hugging_face_folder(trained):
     assert sorted(path.name for path in trained.iterdir()) == [
         "config.json",
+        "memorized_layers.safetensors",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -139,32 +148,180 @@ def test_each_phase_moves_its_parameters_alone(phases):
     assert moved(joint) == {"trunk", "classifiers", "policies"}
 
 
-def test_later_phases_train_on_the_rows_phase_1_did_not_see(phases, data):
+def test_policies_learn_from_the_rows_phase_1_did_not_see(phases, data):
     trunk, policies, joint = phases
     held_out = held_out_rows(data[0]["labels"], SETTINGS.held_out, SETTINGS.seed)
     assert (
         trunk.train_dataset["input_ids"] == data[0].select(np.flatnonzero(~held_out))["input_ids"]
     )
     expected = data[0].select(np.flatnonzero(held_out))
-    assert joint.train_dataset["input_ids"] == expected["input_ids"]
     assert [int(row["labels"]) for row in policies.train_dataset] == expected["labels"]
-    layers = [int(row["memorized_layer"]) for row in policies.train_dataset]
-    assert joint.train_dataset["memorized_layer"] == layers
+    assert joint.train_dataset["input_ids"] == data[0]["input_ids"]
+    assert joint.train_dataset["held_out"] == held_out.tolist()
+    layers = np.array(joint.train_dataset["hardness"])
+    assert [int(row["hardness"]) for row in policies.train_dataset] == layers[held_out].tolist()
+
+
+def test_memorized_layers_are_those_of_the_trunk(phases, data, backbone, trained):
+    """Of the checkpoint that phase 1 leaves, row by row, looked up by what the row holds."""
+    trunk = phases[0]
+    model = ConsistentEEForSequenceClassification.from_backbone(backbone)
+    model.load_state_dict(trunk.after)
+    stored = load_memorized_layers(trained)
+    for row, key in zip(data[0], row_hashes(data[0]), strict=True):
+        with torch.no_grad():
+            logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).exit_logits
+        correct = logits.argmax(-1) == row["labels"]
+        assert stored[key] >= memorized_layer(correct).item()
+    assert set(stored) == set(row_hashes(data[0]))
+
+
+@pytest.fixture(scope="module")
+def cross_fitted(backbone, data, tmp_path_factory) -> list[Recorder]:
+    settings = replace(SETTINGS, folds=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PhaseTrainer", Recorder)
+        patch.setattr(Recorder, "phases", [])
+        train(backbone, *data, tmp_path_factory.mktemp("run") / "model", tokenizer(), settings)
+        return Recorder.phases
+
+
+def test_cross_fitting_holds_out_each_fold_in_turn(cross_fitted, data):
+    *folds, trunk, policies, joint = cross_fitted
+    masks = fold_rows(data[0]["labels"], 3, SETTINGS.seed)
+    for phase, mask in zip(folds, masks, strict=True):
+        expected = data[0].select(np.flatnonzero(~mask))
+        assert phase.train_dataset["input_ids"] == expected["input_ids"]
+        assert all(torch.equal(phase.before[n], folds[0].before[n]) for n in phase.before)
+    assert trunk.train_dataset["input_ids"] == data[0]["input_ids"]
+    assert all(torch.equal(trunk.before[n], folds[0].before[n]) for n in trunk.before)
+    assert [int(row["labels"]) for row in policies.train_dataset] == data[0]["labels"]
+    assert not any(joint.train_dataset["held_out"])
+    assert moved(joint) == {"trunk", "classifiers"}
+
+
+def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_says(
+    cross_fitted, backbone, data
+):
+    *folds, _, policies, _ = cross_fitted
+    masks = fold_rows(data[0]["labels"], 3, SETTINGS.seed)
+    for phase, mask in zip(folds, masks, strict=True):
+        model = ConsistentEEForSequenceClassification.from_backbone(backbone)
+        model.load_state_dict(phase.after)
+        for row in np.flatnonzero(mask)[:4].tolist():
+            with torch.no_grad():
+                output = model.eval()(input_ids=torch.tensor([data[0][row]["input_ids"]]))
+            torch.testing.assert_close(policies.train_dataset[row]["states"], output.states[0])
+            # Cooled: each layer's logits are divided by one number.
+            ratio = output.exit_logits[0] / policies.train_dataset[row]["exit_logits"]
+            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+
+
+def test_iterations_alternate_phases_2_and_3(backbone, data, tmp_path):
+    settings = replace(SETTINGS, iterations=2)
+    log = train(backbone, *data, tmp_path / "model", tokenizer(), settings)
+    assert list(log["phases"]) == ["trunk", "policies", "joint", "policies.2", "joint.2"]
+
+
+@pytest.mark.parametrize("reward", ["plain", "oracle"])
+def test_the_reward_decides_what_hardness_is(backbone, data, tmp_path, reward, phases):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PhaseTrainer", Recorder)
+        patch.setattr(Recorder, "phases", [])
+        settings = replace(SETTINGS, reward=reward)
+        train(backbone, *data, tmp_path / "model", tokenizer(), settings)
+        joint = Recorder.phases[-1]
+    if reward == "plain":
+        assert "hardness" not in joint.train_dataset.column_names
+        return
+    guided = np.array(phases[-1].train_dataset["hardness"])
+    oracle = np.array(joint.train_dataset["hardness"])
+    assert (oracle <= guided).all()
+    assert (oracle < guided).any()
+
+
+def test_an_adjustable_model_is_trained_over_a_range_of_alpha(backbone, data, tmp_path):
+    seen: list[torch.Tensor] = []
+    estimate = Losses._estimate
+
+    def recorded(self, output, batch, loss):
+        seen.append(batch["alpha"])
+        return estimate(self, output, batch, loss)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Losses, "_estimate", recorded)
+        train(backbone, *data, tmp_path / "model", tokenizer(), SETTINGS, alpha_range=[0.01, 1.0])
+    drawn = torch.cat(seen)
+    assert len(drawn) == 2 * 12 + 2 * 48  # one for each row of each batch of phases 2 and 3
+    assert drawn.min() >= 0.01
+    assert drawn.max() <= 1.0
+    # Its logarithm is uniform: half of the draws lie below the geometric mean.
+    assert 0.35 < (drawn < 0.1).float().mean() < 0.65
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "model")
+    assert model.config.alpha_range == [0.01, 1.0]
+    encoder = FastEarlyExitEncoder(model, alpha=0.5)
+    ids = torch.tensor([data[1][0]["input_ids"]])
+    for alpha in (0.01, 0.5, 1.0):
+        encoder.alpha = alpha
+        with torch.no_grad():
+            expected = model(input_ids=ids, alpha=alpha).policy_logits.sigmoid()[0, 0]
+        encoder.threshold = max(expected.item() - 1e-4, 1e-6)
+        found = encoder(ids)
+        assert found.exit_layers.tolist() == [1]
+        torch.testing.assert_close(found.exit_scores[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_regression(backbone, data, tmp_path):
+    """The number to predict is how far through the alphabet the first letter is."""
+    parts = [
+        part.remove_columns("labels").add_column(
+            "labels", [(row["input_ids"][1] - 5) / 26 for row in part]
+        )
+        for part in data
+    ]
+    options = {"problem_type": "regression", "num_labels": 1, "metric": "spearman"}
+    settings = replace(SETTINGS, epochs=8, learning_rate=1e-3)
+    log = train(backbone, *parts, tmp_path / "model", tokenizer(), settings, **options)
+    losses = log["phases"]["trunk"]["losses"]
+    assert losses[-1] < losses[0] / 2
+    dev = log["phases"]["joint"]["dev"]
+    assert len(dev["layer_spearman"]) == 3
+    assert -1 <= dev["spearman"] <= 1
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["label_std"] == pytest.approx(np.std(parts[0]["labels"]))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(
+    backbone, data, tmp_path
+):
+    count = 0
+    joint = Losses.joint
+
+    def broken(self, output, batch):
+        nonlocal count
+        count += 1
+        return joint(self, output, batch) * (float("nan") if count == 9 else 1.0)
+
+    output = tmp_path / "model"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Losses, "joint", broken)
+        with pytest.raises(
+            RuntimeError, match=r"^joint: expected a finite loss, got nan at step 9;"
+        ):
+            train(backbone, *data, output, tokenizer(), SETTINGS)
+    assert not output.exists()
+    kept = tmp_path / "model.partial" / "joint.checkpoints"
+    assert [folder.name for folder in kept.iterdir()] == ["checkpoint-6"]
+    log = train(backbone, *data, output, tokenizer(), SETTINGS)  # goes on from there
+    assert list(log["phases"]) == list(STEPS)
 
 
 def test_heads_have_their_own_learning_rate(phases):
     groups = phases[0].optimizer.param_groups
     peak = {round(group["initial_lr"], 12) for group in groups}
     assert peak == {SETTINGS.learning_rate, SETTINGS.learning_rate * SETTINGS.head_factor}
-    assert sum(len(group["params"]) for group in groups) == len(phases[0].before)
-
-
-def test_held_out_rows_keep_the_shares_of_the_classes():
-    labels = [0] * 40 + [1] * 20 + [2]
-    chosen = held_out_rows(labels, 0.25, seed=3)
-    assert [int(chosen[:40].sum()), int(chosen[40:60].sum()), int(chosen[60])] == [10, 5, 0]
-    assert np.array_equal(chosen, held_out_rows(labels, 0.25, seed=3))
-    assert not np.array_equal(chosen, held_out_rows(labels, 0.25, seed=4))
+    trained = [name for name in phases[0].before if ".policy." not in name]
+    assert sum(len(group["params"]) for group in groups) == len(trained)
 
 
 class Killed(BaseException):
@@ -188,7 +345,7 @@ def kill_at(patch: pytest.MonkeyPatch, step: int | None) -> list[int]:
 
 @pytest.mark.parametrize(
     ("step", "lost"),
-    [(3, 3), (7, 2), (13, 3), (17, 1)],
+    [(3, 3), (7, 2), (13, 3), (22, 2)],
     ids=["trunk, epoch 1", "trunk, epoch 2", "policies", "joint, epoch 2"],
 )
 def test_a_killed_run_goes_on(backbone, data, trained, tmp_path, step, lost):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import glob
+import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def load_table(
     text_columns: Sequence[str] | None = None,
     label_column: str = "label",
     need_label: bool = True,
+    regression: bool = False,
 ) -> Dataset:
     """Read one file of sentences, or of pairs of sentences, with their labels.
 
@@ -46,6 +48,7 @@ def load_table(
             ``sentence``, ``text`` that the file has.
         label_column: integers or strings; ``01`` and ``1`` are two labels.
         need_label: False leaves the labels unread.
+        regression: the labels are numbers; floating ones will do.
 
     Returns:
         The columns ``sentence1``, for pairs ``sentence2``, and where needed ``label``, all strings.
@@ -71,7 +74,10 @@ def load_table(
     columns = {f"sentence{i}": _strings(path, table, name) for i, name in enumerate(texts, start=1)}
     if need_label:
         _check_columns(path, table.column_names, (label_column,))
-        columns["label"] = _strings(path, table, label_column, or_integers=True)
+        kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
+        if regression:
+            kinds = {"a number": ("int", "uint", "float", "double")}
+        columns["label"] = _strings(path, table, label_column, kinds)
     return Dataset.from_dict(columns)
 
 
@@ -79,6 +85,7 @@ def load_splits(
     paths: Sequence[str | Path],
     text_columns: Sequence[str] | None = None,
     label_column: str = "label",
+    regression: bool = False,
 ) -> DatasetDict:
     """Read ``train``, ``dev`` and, where given, ``test``; each table as `load_table` returns it.
 
@@ -87,6 +94,7 @@ def load_splits(
             or the two or three files themselves, in that order.
         text_columns: as in `load_table`.
         label_column: as in `load_table`.
+        regression: as in `load_table`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
@@ -94,23 +102,31 @@ def load_splits(
             in dev or test that train does not have; single sentences beside pairs.
     """
     files = _find_splits([Path(path) for path in paths])
+    options: Any = {"label_column": label_column, "regression": regression}
     splits = DatasetDict(
-        {name: load_table(path, text_columns, label_column) for name, path in files.items()}
+        {name: load_table(path, text_columns, **options) for name, path in files.items()}
     )
+    check_splits(splits, {name: str(path) for name, path in files.items()}, regression)
+    return splits
+
+
+def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool = False) -> None:
+    """Raise ValueError unless the tables go together; `names` says what each is called."""
     train = splits["train"]
     known = label_names(train)
     if len(known) < 2:
-        raise ValueError(f"{files['train']}: expected two labels or more, got {known[0]!r} alone")
+        raise ValueError(f"{names['train']}: expected two labels or more, got {known[0]!r} alone")
     for name, table in splits.items():
         if table.column_names != train.column_names:
             raise ValueError(
-                f"{files[name]}: expected {train.column_names} as in train, "
+                f"{names[name]}: expected {train.column_names} as in train, "
                 f"got {table.column_names}"
             )
+        if regression:
+            continue
         unknown = [label for label in label_names(table) if label not in known]
         if unknown:
-            raise ValueError(f"{files[name]}: expected the labels of train, got {unknown} too")
-    return splits
+            raise ValueError(f"{names[name]}: expected the labels of train, got {unknown} too")
 
 
 def label_names(table: Dataset) -> list[str]:
@@ -122,11 +138,30 @@ def label_names(table: Dataset) -> list[str]:
         return names
 
 
+def numbers(table: Dataset) -> list[float]:
+    """The labels as the numbers of a regression.
+
+    Raises:
+        ValueError: a label is not a finite number.
+    """
+    values = []
+    for row, label in enumerate(table["label"], start=1):
+        try:
+            value = float(label)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"label: row {row}: expected a finite number, got {label!r}")
+        values.append(value)
+    return values
+
+
 def encode(
     table: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     max_length: int,
     labels: Sequence[str] | None = None,
+    regression: bool = False,
 ) -> Dataset:
     """Token ids of a table's rows, unpadded; rows above ``max_length`` tokens lose their end.
 
@@ -138,13 +173,14 @@ def encode(
             ``token_type_ids``.
         max_length: the longest row, special tokens included.
         labels: the label of each class, in order; None leaves the labels out.
+        regression: the labels are numbers, as `numbers` reads them.
 
     Returns:
-        The tokenizer's columns, ``length`` in tokens, and with ``labels`` the class index
-        ``labels``.
+        The tokenizer's columns, ``length`` in tokens, and the class index or the number ``labels``.
 
     Raises:
-        ValueError: ``max_length`` leaves no room for text; a label of the table not in ``labels``.
+        ValueError: ``max_length`` leaves no room for text; a label of the table not in ``labels``,
+            or no number.
     """
     pairs = "sentence2" in table.column_names
     special = tokenizer.num_special_tokens_to_add(pair=pairs)
@@ -170,7 +206,8 @@ def encode(
             columns["labels"] = [labels.index(label) for label in batch["label"]]
         return Dataset.from_dict(columns)
 
-    return concatenate_datasets([encode_batch(b) for b in table.iter(batch_size=BATCH_ROWS)])
+    encoded = concatenate_datasets([encode_batch(b) for b in table.iter(batch_size=BATCH_ROWS)])
+    return encoded.add_column("labels", numbers(table)) if regression else encoded
 
 
 def _read(path: Path) -> Dataset | None:
@@ -219,11 +256,16 @@ def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> 
             raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(columns)}")
 
 
-def _strings(path: Path, table: Dataset, column: str, or_integers: bool = False) -> list[str]:
-    """A column's values as strings, none missing, none blank."""
-    expected = "an integer or a string" if or_integers else "text"
+def _strings(
+    path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
+) -> list[str]:
+    """A column's values as strings, none missing, none blank; `or_kinds` names what else may
+    stand in it, with the beginnings of its dtypes.
+    """
+    kinds = or_kinds or {}
+    expected = " or ".join([*kinds, "a string"]) if kinds else "text"
     dtype = getattr(table.features[column], "dtype", "nested or mixed values")
-    if not ("string" in dtype or (or_integers and dtype.startswith(("int", "uint")))):
+    if not ("string" in dtype or dtype.startswith(sum(kinds.values(), ()))):
         raise ValueError(f"{path}: expected {expected} in {column!r}, got {dtype}")
     values = table[column][:]
     for row, value in enumerate(values, start=1):

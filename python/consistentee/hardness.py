@@ -1,4 +1,4 @@
-"""The hardness of a row: its Memorized Layer."""
+"""How hard a row is: the layer from which on, or at which first, its answer is right."""
 
 from __future__ import annotations
 
@@ -6,16 +6,40 @@ import torch
 from torch import Tensor
 
 
-def memorized_layer(exit_logits: Tensor, labels: Tensor) -> Tensor:
-    """The smallest l such that layers l..L all predict the label; L if the last one is wrong.
+def correct_layers(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
+    """Where a layer's answer is right: ``[N, L]`` bool.
 
-    Returns ``[B]`` int64 in 1..L (arXiv 2312.11882).
+    A class is right when it is the label; a number, when it is off by at most half a standard
+    deviation of the training labels.
 
     Args:
-        exit_logits: ``[B, L, C]``.
-        labels: ``[B]`` int64.
+        exit_logits: ``[N, L, C]``; C is 1 in regression.
+        labels: ``[N]``, int64 classes or floating numbers.
+        label_std: of the training labels; regression only.
     """
-    correct = exit_logits.argmax(dim=-1) == labels[:, None]
+    if labels.is_floating_point():
+        return (exit_logits[..., 0] - labels[:, None]).abs() <= label_std / 2
+    return exit_logits.argmax(dim=-1) == labels[:, None]
+
+
+def memorized_layer(correct: Tensor) -> Tensor:
+    """The smallest l such that layers l..L are all right; L if the last one is wrong.
+
+    Returns ``[N]`` int64 in 1..L (arXiv 2312.11882).
+
+    Args:
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+    """
     streak = correct.flip(1).long().cumprod(dim=1).sum(dim=1)  # from the last layer down
-    num_layers = exit_logits.shape[1]
+    num_layers = correct.shape[1]
     return torch.clamp(num_layers + 1 - streak, max=num_layers)
+
+
+def oracle_layer(correct: Tensor) -> Tensor:
+    """The first right layer, at which an oracle would leave; L if none is: ``[N]`` int64 in 1..L.
+
+    Args:
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+    """
+    found = torch.cat((correct[:, :-1].bool(), torch.ones_like(correct[:, -1:]).bool()), dim=1)
+    return found.int().argmax(dim=1) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,8 +18,16 @@ from transformers import (
 )
 from transformers.utils import ModelOutput
 
-from consistentee.objective import depth_weighted_cross_entropy
-from consistentee_ext.heads import POLICY_INPUTS, POOLINGS, ExitRule, build_exit_heads
+from consistentee.metrics import check_metric
+from consistentee.objective import depth_weighted_loss, exit_loss
+from consistentee_ext.heads import (
+    POLICY_INPUTS,
+    POOLINGS,
+    ExitRule,
+    build_exit_heads,
+    check_alpha,
+    speed_of,
+)
 
 
 class ConsistentEEConfig(PreTrainedConfig):
@@ -35,8 +44,13 @@ class ConsistentEEConfig(PreTrainedConfig):
         criterion: the exit rule's score, see `consistentee_ext.heads.ExitRule`.
         threshold: the score above which a row exits, in (0, 1].
         alpha: the accuracy that a layer less is worth for the easiest row; 0 puts no price on
-            depth.
-        kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``.
+            depth. A list has one price for each layer.
+        alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
+            asked for; `alpha` is then the default. None for a model of one alpha.
+        metric: what the task is measured by, see `consistentee.metrics`.
+        label_std: standard deviation of the training labels; regression only.
+        kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
+            ``problem_type="regression"`` predicts a number in place of a class.
 
     Raises:
         ValueError: a field is outside its range.
@@ -53,7 +67,10 @@ class ConsistentEEConfig(PreTrainedConfig):
         policy_size: int = 32,
         criterion: str = "policy",
         threshold: float = 0.5,
-        alpha: float = 0.04,
+        alpha: float | list[float] = 0.04,
+        alpha_range: Sequence[float] | None = None,
+        metric: str = "accuracy",
+        label_std: float = 1.0,
         **kwargs: Any,
     ) -> None:
         if backbone is None:
@@ -68,8 +85,7 @@ class ConsistentEEConfig(PreTrainedConfig):
             raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
-        if not alpha >= 0.0:
-            raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+        _check_prices(alpha, alpha_range, backbone.num_hidden_layers)
         ExitRule(criterion, threshold)  # raises
         self.backbone = backbone
         self.pooling = pooling
@@ -78,9 +94,43 @@ class ConsistentEEConfig(PreTrainedConfig):
         self.criterion = criterion
         self.threshold = threshold
         self.alpha = alpha
+        self.alpha_range = None if alpha_range is None else list(alpha_range)
+        self.metric = metric
+        self.label_std = label_std
         super().__init__(**kwargs)
-        if self.num_labels is None or self.num_labels < 2:
+        if self.regression:
+            if self.num_labels != 1:
+                raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
+            if policy_input == "prediction":
+                raise ValueError(
+                    "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
+                    "which says nothing of a number"
+                )
+        elif self.num_labels is None or self.num_labels < 2:
             raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
+        check_metric(metric, self.num_labels, self.regression)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number in place of a class."""
+        return self.problem_type == "regression"
+
+
+def _check_prices(alpha: Any, alpha_range: Any, num_layers: int) -> None:
+    prices = alpha if isinstance(alpha, list) else [alpha]
+    if not all(price >= 0.0 for price in prices):
+        raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+    if isinstance(alpha, list) and len(alpha) != num_layers:
+        raise ValueError(
+            f"alpha: expected one number, or {num_layers}, one for each layer, got {len(alpha)}"
+        )
+    if alpha_range is None:
+        return
+    if len(alpha_range) != 2 or not 0.0 < alpha_range[0] < alpha_range[1]:
+        raise ValueError(
+            f"alpha_range: expected two numbers above 0, the lower first, got {alpha_range}"
+        )
+    check_alpha(alpha, alpha_range)
 
 
 @dataclass
@@ -90,6 +140,7 @@ class ConsistentEEOutput(ModelOutput):
     Args:
         loss: ``[]``, depth-weighted cross-entropy; None without labels.
         logits: ``[B, C]``, the last layer's.
+        states: ``[B, L, H]``, what classifiers and policies read.
         exit_logits: ``[B, L, C]``.
         policy_logits: ``[B, L-1]``; the last layer, at which every row exits, has no policy.
     """
@@ -97,6 +148,7 @@ class ConsistentEEOutput(ModelOutput):
     loss: Tensor | None = None
     # Always set; the base class wants a default.
     logits: Tensor = None  # type: ignore[assignment]
+    states: Tensor = None  # type: ignore[assignment]
     exit_logits: Tensor = None  # type: ignore[assignment]
     policy_logits: Tensor = None  # type: ignore[assignment]
 
@@ -129,6 +181,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             config.policy_input,
             config.policy_size,
             dropout=getattr(config.backbone, "hidden_dropout_prob", 0.0),
+            adjustable=config.alpha_range is not None,
         )
         self.post_init()
 
@@ -186,6 +239,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         token_type_ids: Tensor | None = None,
         labels: Tensor | None = None,
         pooled_states: Tensor | None = None,
+        alpha: Tensor | float | None = None,
     ) -> ConsistentEEOutput:
         """Logits and policy logits of every layer.
 
@@ -193,35 +247,47 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             input_ids: ``[B, S]`` int64.
             attention_mask: ``[B, S]``, 1 for a token, 0 for padding; all ones by default.
             token_type_ids: ``[B, S]`` int64, the segment of each token.
-            labels: ``[B]`` int64; with them the output has a loss.
+            labels: ``[B]``, int64 classes or floating numbers; with them the output has a loss.
             pooled_states: ``[B, L, H]`` from `pooled_states`, in place of the three inputs.
+            alpha: of an adjustable model, the price of a layer, a number or ``[B]``; default the
+                configuration's.
         """
         if pooled_states is None:
             if input_ids is None:
                 raise ValueError("input_ids: expected these or pooled_states, got neither")
             pooled_states = self.pooled_states(input_ids, attention_mask, token_type_ids)
         rows = pooled_states.shape[0]
+        speed = self.speed(rows, alpha)
+        states: list[Tensor] = []
         exit_logits: list[Tensor] = []
         policy_logits: list[Tensor] = []
         previous_label = torch.full((rows,), -1, device=pooled_states.device)
         for head, pooled in zip(self.heads, pooled_states.unbind(dim=1), strict=True):
-            output = head(pooled, previous_label)
+            output = head(pooled, previous_label, speed)
             previous_label = output.logits.argmax(dim=-1)
+            states.append(output.state)
             exit_logits.append(output.logits)
             if output.policy_logits is not None:
                 policy_logits.append(output.policy_logits)
         # Losses and exit decisions are float32 in whatever dtype the layers run.
         stacked = torch.stack(exit_logits, dim=1).float()
+        loss = None
+        if labels is not None:
+            loss = depth_weighted_loss(exit_loss(stacked, labels, self.config.label_std))
         return ConsistentEEOutput(
-            loss=None if labels is None else depth_weighted_cross_entropy(stacked, labels),
+            loss=loss,
             logits=stacked[:, -1],
+            states=torch.stack(states, dim=1),
             exit_logits=stacked,
-            policy_logits=(
-                torch.stack(policy_logits, dim=1).float()
-                if policy_logits
-                else stacked.new_zeros(rows, 0)
-            ),
+            policy_logits=stack_policies(policy_logits, stacked),
         )
+
+    def speed(self, rows: int, alpha: Tensor | float | None = None) -> Tensor | None:
+        """What adjustable policies read of alpha, ``[B]``; None where policies are not."""
+        if self.config.alpha_range is None:
+            return None
+        asked: Any = self.config.alpha if alpha is None else alpha
+        return speed_of(asked, self.config.alpha_range).to(self.device).expand(rows)
 
     def pooled_states(
         self,
@@ -241,6 +307,45 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         return torch.stack(pooled, dim=1)
 
 
+class PolicyNetwork(nn.Module):
+    """The policies of a model alone, on states and logits that were recorded: what phase 2 trains.
+
+    It shares the model's heads.
+    """
+
+    def __init__(self, model: ConsistentEEForSequenceClassification) -> None:
+        super().__init__()
+        self.heads = model.heads
+        self._speed_of = model.speed
+
+    def forward(
+        self, states: Tensor, exit_logits: Tensor, alpha: Tensor | float | None = None
+    ) -> ConsistentEEOutput:
+        """Policy logits of every layer.
+
+        Args:
+            states: ``[B, L, H]``.
+            exit_logits: ``[B, L, C]``.
+            alpha: as in `ConsistentEEForSequenceClassification.forward`.
+        """
+        speed = self._speed_of(len(states), alpha)
+        policy_logits: list[Tensor] = []
+        previous_label = torch.full((len(states),), -1, device=states.device)
+        heads: list[Any] = list(self.heads)
+        layers = zip(states.unbind(dim=1), exit_logits.unbind(dim=1), strict=True)
+        for head, (state, logits) in zip(heads, layers, strict=True):
+            decision = head.decide(state, logits, previous_label, speed)
+            previous_label = logits.argmax(dim=-1)
+            if decision is not None:
+                policy_logits.append(decision)
+        return ConsistentEEOutput(
+            logits=exit_logits[:, -1],
+            states=states,
+            exit_logits=exit_logits,
+            policy_logits=stack_policies(policy_logits, exit_logits),
+        )
+
+
 def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:
     """What each token weighs in its row's pooled state; a row sums to 1.
 
@@ -250,6 +355,13 @@ def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:
         first = attention_mask.argmax(dim=1)
         return nn.functional.one_hot(first, attention_mask.shape[1]).float()
     return attention_mask / attention_mask.sum(dim=1, keepdim=True)
+
+
+def stack_policies(policy_logits: list[Tensor], like: Tensor) -> Tensor:
+    """The policies' logits side by side, ``[B, L-1]`` float32; one layer alone has no policy."""
+    if not policy_logits:
+        return like.new_zeros(len(like), 0)
+    return torch.stack(policy_logits, dim=1).float()
 
 
 AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig)

@@ -5,34 +5,41 @@ Letters: B rows, L layers, C classes; l in 1..L is an exit layer.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+REWARDS = ("hardness", "plain", "oracle")
 
-def exit_cross_entropy(exit_logits: Tensor, labels: Tensor) -> Tensor:
-    """``CE_l = -log softmax(z_l)[y]`` of each layer: ``[B, L]``.
+
+def exit_loss(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
+    """The loss of each layer's answer, ``[B, L]``.
+
+    Of a class ``CE_l = -log softmax(z_l)[y]``; of a number its squared error in units of the
+    labels' variance, ``((z_l - y) / std)^2``.
 
     Args:
-        exit_logits: z, ``[B, L, C]``.
-        labels: y, ``[B]`` int64.
+        exit_logits: z, ``[B, L, C]``; C is 1 in regression.
+        labels: y, ``[B]``, int64 classes or floating numbers.
+        label_std: std, of the training labels; regression only.
     """
+    if labels.is_floating_point():
+        return ((exit_logits[..., 0] - labels[:, None]) / label_std).square()
     log_probability = exit_logits.log_softmax(dim=-1)
     index = labels[:, None, None].expand(-1, exit_logits.shape[1], 1)
     return -log_probability.gather(-1, index).squeeze(-1)
 
 
-def depth_weighted_cross_entropy(exit_logits: Tensor, labels: Tensor) -> Tensor:
-    """The mean over rows of ``sum_l(l * CE_l) / sum_l(l)`` (phase 1 of arXiv
-    2312.11882).
+def depth_weighted_loss(loss: Tensor) -> Tensor:
+    """The mean over rows of ``sum_l(l * loss_l) / sum_l(l)`` (phase 1 of arXiv 2312.11882).
 
     Args:
-        exit_logits: ``[B, L, C]``.
-        labels: ``[B]`` int64.
+        loss: ``[B, L]`` from `exit_loss`.
     """
-    num_layers = exit_logits.shape[1]
-    depth = torch.arange(1, num_layers + 1, device=exit_logits.device, dtype=exit_logits.dtype)
-    return (exit_cross_entropy(exit_logits, labels) @ (depth / depth.sum())).mean()
+    depth = torch.arange(1, loss.shape[1] + 1, device=loss.device, dtype=loss.dtype)
+    return (loss @ (depth / depth.sum())).mean()
 
 
 def exit_log_distribution(policy_logits: Tensor) -> Tensor:
@@ -50,40 +57,42 @@ def exit_log_distribution(policy_logits: Tensor) -> Tensor:
     return log_exit + log_reach
 
 
-def error_probability(cross_entropy: Tensor) -> Tensor:
-    """``1 - P_l(y) = 1 - exp(-CE_l)``: how often a label drawn from layer l's prediction is wrong.
+def error_probability(loss: Tensor) -> Tensor:
+    """``1 - exp(-loss_l)``, in 0..1: of a class ``1 - P_l(y)``, how often a label drawn from layer
+    l's prediction is wrong.
 
     Args:
-        cross_entropy: ``[B, L]``.
+        loss: ``[B, L]`` from `exit_loss`.
     """
-    return -torch.expm1(-cross_entropy)
+    return -torch.expm1(-loss)
 
 
-def hardness_guided_reward(loss: Tensor, memorized_layer: Tensor, alpha: float) -> Tensor:
-    """What leaving at each layer is worth: ``R_l = -loss_l - alpha * (1 - m/L) * l``, ``[B, L]``.
+def depth_price(alpha: float | Sequence[float] | Tensor, num_layers: int) -> Tensor:
+    """What running l layers costs: ``sum_{k<=l} alpha_k``, ``[L]``; of one alpha a row ``[B, L]``.
 
-    Depth costs an easy row (small m) more than a hard one; a row memorized at the last layer alone
-    runs for free (arXiv 2312.11882).
+    Args:
+        alpha: the price of each layer: one number, a sequence of L, or a tensor ``[B]`` with one
+            for each row.
+        num_layers: L.
+    """
+    if isinstance(alpha, Tensor):
+        return alpha[:, None] * torch.arange(1, num_layers + 1, device=alpha.device)
+    prices = torch.tensor(alpha, dtype=torch.float32)
+    return prices.expand(num_layers).cumsum(dim=0)
+
+
+def exit_reward(loss: Tensor, hardness: Tensor | None, price: Tensor) -> Tensor:
+    """What leaving at each layer is worth: ``R_l = -loss_l - (1 - h/L) * price_l``, ``[B, L]``.
+
+    Depth costs an easy row (small h) more than a hard one; with h = L it is free. The rewards by
+    name: ``hardness``, where h is the Memorized Layer (arXiv 2312.11882); ``oracle``, where it is
+    the first right layer; ``plain``, where depth costs every row the same.
 
     Args:
         loss: what a layer's answer costs, ``[B, L]``: cross-entropy in the paper.
-        memorized_layer: m in 1..L, ``[B]`` int64, see `consistentee.hardness`.
-        alpha: the price of a layer, at least 0.
+        hardness: h in 1..L, ``[B]`` int64, see `consistentee.hardness`; None for ``plain``.
+        price: from `depth_price`.
     """
-    num_layers = loss.shape[1]
-    layer = torch.arange(1, num_layers + 1, device=loss.device)
-    price = alpha * (1.0 - memorized_layer / num_layers)
-    return -loss - price[:, None] * layer
-
-
-def exact_objective(log_distribution: Tensor, reward: Tensor) -> Tensor:
-    """The expected reward as a loss: the mean over rows of ``-sum_l P(T = l) * R_l``.
-
-    Its gradient is the one REINFORCE estimates by sampling, without the variance. Gradients flow
-    into both arguments: detach the reward to train policies alone.
-
-    Args:
-        log_distribution: ``log P(T = l)``, ``[B, L]``.
-        reward: ``[B, L]``.
-    """
-    return -(log_distribution.exp() * reward).sum(dim=1).mean()
+    if hardness is not None:
+        price = (1.0 - hardness / loss.shape[1])[:, None] * price
+    return -loss - price

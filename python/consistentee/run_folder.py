@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
 from consistentee.files import write_json
 
 LOG_FILE = "training_log.json"
@@ -21,7 +23,8 @@ class RunFolder:
     """A training run on disk: work goes to ``<output>.partial``, whose result becomes `output`.
 
     In the work folder a phase first has a folder of checkpoints, then, complete, a folder with its
-    result. All that marks progress appears by rename, so a run killed at any moment can go on.
+    result. All that marks progress appears by rename, so a run killed at any moment can go on. Of
+    several processes the main one writes; the others wait for it.
 
     Args:
         output: the folder to make.
@@ -80,6 +83,10 @@ class RunFolder:
 
         The Trainer writes the trainer's state last, after the weights and the optimizer.
         """
+        with PartialState().main_process_first():
+            return self._last_checkpoint(phase)
+
+    def _last_checkpoint(self, phase: str) -> str | None:
         for folder in sorted(self.checkpoints(phase).glob("checkpoint-*"), key=_step, reverse=True):
             if _read_json(folder / "trainer_state.json") is not None:
                 return str(folder)
@@ -93,13 +100,17 @@ class RunFolder:
 
     def complete(self, phase: str, save: Callable[[Path], object], log: Json) -> None:
         """Mark a phase as complete, with its log and the result that `save` puts into a folder."""
-        self._publish(self.work / phase, save, log)
-        shutil.rmtree(self.checkpoints(phase), ignore_errors=True)
+        if PartialState().is_main_process:
+            self._publish(self.work / phase, save, log)
+            shutil.rmtree(self.checkpoints(phase), ignore_errors=True)
+        PartialState().wait_for_everyone()
 
     def finish(self, save: Callable[[Path], object], log: Json) -> None:
         """Let `save` fill the output and remove the work folder."""
-        self._publish(self.output, save, {"run": self.identity, **log})
-        shutil.rmtree(self.work)
+        if PartialState().is_main_process:
+            self._publish(self.output, save, {"run": self.identity, **log})
+            shutil.rmtree(self.work)
+        PartialState().wait_for_everyone()
 
     def _publish(self, folder: Path, save: Callable[[Path], object], log: Json) -> None:
         temporary = self.work / "unfinished"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from typing import Any
 
 from datasets import Dataset, DatasetDict
+from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer
 
 from consistentee.data import encode, label_names
 from consistentee.evaluation import Evaluation, class_names, evaluate, load_model
+from consistentee.modeling import ConsistentEEForSequenceClassification
 from consistentee.settings import TrainingSettings
 from consistentee.training import train
 from consistentee_ext import FastEarlyExitEncoder
@@ -38,51 +41,77 @@ def train_on_splits(
     tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
     positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
-    names = label_names(splits["train"])
+    regression = config.get("problem_type") == "regression"
+    names = None if regression else label_names(splits["train"])
     train_data, dev_data = (
-        encode(splits[name], tokenizer, max_length, names) for name in ("train", "dev")
+        encode(splits[name], tokenizer, max_length, names, regression) for name in ("train", "dev")
     )
-    return train(
-        backbone,
-        train_data,
-        dev_data,
-        output,
-        tokenizer,
-        settings,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-        **config,
-    )
+    if names is None:
+        config["num_labels"] = 1
+    else:
+        _check_classes(splits["train"])
+        config["id2label"] = dict(enumerate(names))
+        config["label2id"] = {name: index for index, name in enumerate(names)}
+    return train(backbone, train_data, dev_data, output, tokenizer, settings, **config)
+
+
+def encode_for(
+    model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: Any
+) -> Dataset:
+    """A labelled table as a trained model reads it."""
+    names = None if model.config.regression else class_names(model.config)
+    return encode(table, tokenizer, model.max_length, names, model.config.regression)
 
 
 def evaluate_checkpoint(
-    checkpoint: str | os.PathLike[str], table: Dataset, threshold: float | None = None
+    checkpoint: str | os.PathLike[str],
+    table: Dataset,
+    threshold: float | None = None,
+    alpha: float | None = None,
 ) -> Evaluation:
     """Accuracy, layers and seconds of a checkpoint on a labelled table."""
-    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold)
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     _check_trained(checkpoint, encoder)
-    data = encode(table, encoder.tokenizer, encoder.max_positions, class_names(encoder.config))
-    return evaluate(encoder, load_model(checkpoint), data, encoder.tokenizer)
+    model = load_model(checkpoint)
+    data = encode_for(model, table, encoder.tokenizer)
+    return evaluate(encoder, model, data, encoder.tokenizer)
 
 
 def predict_table(
-    checkpoint: str | os.PathLike[str], table: Dataset, threshold: float | None = None
+    checkpoint: str | os.PathLike[str],
+    table: Dataset,
+    threshold: float | None = None,
+    alpha: float | None = None,
 ) -> Dataset:
     """The table with three columns more: ``prediction``, ``exit_layer`` and ``exit_score``."""
-    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold)
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     texts = (
         list(zip(table["sentence1"], table["sentence2"], strict=True))
         if "sentence2" in table.column_names
         else list(table["sentence1"])
     )
     output = encoder.predict(texts, show_progress_bar=True)
-    names = class_names(encoder.config)
     columns = {
-        "prediction": [names[index] for index in output.logits.argmax(dim=-1).tolist()],
+        "prediction": _answers(output.logits, encoder.config),
         "exit_layer": output.exit_layers.tolist(),
         "exit_score": output.exit_scores.tolist(),
     }
     return Dataset.from_dict(table.to_dict() | columns)
+
+
+def _check_classes(table: Dataset) -> None:
+    """Of two rows one can be held out; a class with one cannot be learned and measured."""
+    label, rows = min(Counter(table["label"]).items(), key=lambda item: item[1])
+    if rows < 2:
+        raise ValueError(f"train: expected two rows or more of each label, got one of {label!r}")
+
+
+def _answers(logits: Tensor, config: Any) -> list[Any]:
+    """The label of each row's class, or its number."""
+    if len(config.id2label) == 1:
+        return logits[:, 0].tolist()
+    names = class_names(config)
+    return [names[index] for index in logits.argmax(dim=-1).tolist()]
 
 
 def _check_trained(checkpoint: str | os.PathLike[str], encoder: FastEarlyExitEncoder) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 
-from consistentee.phases import has_native_bf16
+from consistentee.estimators import Estimator, build_estimator
+from consistentee.objective import REWARDS
+from consistentee.trainer import has_native_bf16
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,12 @@ class TrainingSettings:
         head_factor: in both, the heads' learning rate over the backbone's.
         policy_learning_rate: of phase 2.
         held_out: share of the rows of each class that phase 1 does not see.
+        folds: 2 or more hold out each fold in turn (cross-fitting) in place of one share; 0: none.
+        iterations: how often phases 2 and 3 alternate.
+        reward: ``hardness``, ``plain`` or ``oracle``, see `consistentee.objective.exit_reward`.
+        estimator: ``exact`` or ``reinforce``, see `consistentee.estimators`.
+        samples: K, exits that ``reinforce`` draws for each row.
+        epsilon: share of these that are uniform over layers.
         seed: of the split, the initial heads, the order of rows and the dropout.
         bf16: compute the model in bfloat16 where autocast does; by default where the device is made
             for it.
@@ -40,14 +48,32 @@ class TrainingSettings:
     head_factor: float = 10.0
     policy_learning_rate: float = 2e-3
     held_out: float = 0.2
+    folds: int = 0
+    iterations: int = 1
+    reward: str = "hardness"
+    estimator: str = "exact"
+    samples: int = 8
+    epsilon: float = 0.0
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self) if f.name not in ("seed", "bf16")):
+        for name in (f.name for f in fields(self) if f.name not in _CHECKED_APART):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if self.held_out >= 1:
             raise ValueError(f"held_out: expected a share below 1, got {self.held_out}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds: expected 0 or at least 2, got {self.folds}")
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward: expected one of {REWARDS}, got {self.reward!r}")
+        self.build_estimator()  # raises
+
+    def build_estimator(self) -> Estimator:
+        """The estimator these settings name."""
+        return build_estimator(self.estimator, self.samples, self.epsilon)
+
+
+_CHECKED_APART = ("folds", "reward", "estimator", "samples", "epsilon", "seed", "bf16")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from consistentee.objective import exit_cross_entropy
+from consistentee.objective import exit_loss
 
 
 def best_temperatures(exit_logits: Tensor, labels: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ def best_temperatures(exit_logits: Tensor, labels: Tensor) -> Tensor:
         labels: y, ``[N]`` int64.
     """
     grid = torch.logspace(-2, 3, 101, base=2, device=exit_logits.device)
-    losses = [exit_cross_entropy(exit_logits / t, labels).mean(dim=0) for t in grid]
+    losses = [exit_loss(exit_logits / t, labels).mean(dim=0) for t in grid]
     return grid[torch.stack(losses).argmin(dim=0)]
 
 

@@ -3,14 +3,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from consistentee.estimators import Reinforce, exact
+from consistentee.losses import Losses
 from consistentee.modeling import ConsistentEEOutput
-from consistentee.objective import depth_weighted_cross_entropy
-from consistentee.phases import joint_loss, policy_loss, trunk_loss
+from consistentee.objective import depth_weighted_loss, exit_loss
 
 B, L, C, ALPHA = 4, 3, 2, 0.1
 LABELS = torch.tensor([0, 1, 1, 0])
 MEMORIZED = torch.tensor([1, 3, 2, 1])
-BATCH = {"labels": LABELS, "memorized_layer": MEMORIZED}
+BATCH = {"labels": LABELS, "hardness": MEMORIZED}
+LOSSES = Losses(exact, ALPHA)
 
 
 @pytest.fixture
@@ -22,8 +24,8 @@ def output() -> ConsistentEEOutput:
 
 
 def test_trunk_loss_leaves_policies_alone(output):
-    loss = trunk_loss(output, {"labels": LABELS})
-    assert loss.item() == depth_weighted_cross_entropy(output.exit_logits, LABELS).item()
+    loss = LOSSES.trunk(output, {"labels": LABELS})
+    assert loss.item() == depth_weighted_loss(exit_loss(output.exit_logits, LABELS)).item()
     loss.backward()
     assert output.policy_logits.grad is None
     assert (output.exit_logits.grad != 0).all()
@@ -42,7 +44,7 @@ def by_hand(output: ConsistentEEOutput, costs: list[list[torch.Tensor]]) -> torc
 
 
 def test_policy_loss_is_the_expected_error_and_price_of_depth(output):
-    loss = policy_loss(output, BATCH, ALPHA)
+    loss = LOSSES.policies(output, BATCH)
     loss.backward()
     probability = output.exit_logits.detach().softmax(-1)
     price = ALPHA * (1 - MEMORIZED / L)
@@ -58,14 +60,52 @@ def test_policy_loss_is_the_expected_error_and_price_of_depth(output):
 
 
 def test_joint_loss_adds_the_cross_entropy_of_the_classifier_at_the_exit(output):
-    loss = joint_loss(output, BATCH, ALPHA)
+    loss = LOSSES.joint(output, BATCH)
     loss.backward()
     log_probability = output.exit_logits.log_softmax(-1)
     costs = [[-log_probability[row, layer, LABELS[row]] for layer in range(L)] for row in range(B)]
     expected = by_hand(output, costs)
-    of_policies = policy_loss(output, BATCH, ALPHA)
+    of_policies = LOSSES.policies(output, BATCH)
     assert loss.item() == pytest.approx((expected + of_policies).item(), rel=1e-6)
     (of_classifiers,) = torch.autograd.grad(expected, output.exit_logits, retain_graph=True)
     torch.testing.assert_close(output.exit_logits.grad, of_classifiers)
     (gradient,) = torch.autograd.grad(of_policies, output.policy_logits)
     torch.testing.assert_close(output.policy_logits.grad, gradient)
+
+
+def test_policies_learn_from_the_held_out_rows_of_a_batch_alone(output):
+    held_out = torch.tensor([True, False, False, True])
+    LOSSES.joint(output, {**BATCH, "held_out": held_out}).backward()
+    gradient = output.policy_logits.grad
+    assert (gradient[held_out] != 0).any(dim=1).all()
+    assert (gradient[~held_out] == 0).all()
+    assert (output.exit_logits.grad != 0).all()
+
+
+def test_each_row_may_have_a_price_of_its_own(output):
+    """The loss of rows with one alpha each is the mean of what each row costs alone."""
+    alphas = [0.0, 0.1, 0.5, 2.0]
+    together = LOSSES.policies(output, {**BATCH, "alpha": torch.tensor(alphas)})
+    alone = [
+        Losses(exact, alpha).policies(
+            ConsistentEEOutput(
+                exit_logits=output.exit_logits[row : row + 1],
+                policy_logits=output.policy_logits[row : row + 1],
+            ),
+            {name: values[row : row + 1] for name, values in BATCH.items()},
+        )
+        for row, alpha in enumerate(alphas)
+    ]
+    torch.testing.assert_close(together, torch.stack(alone).mean())
+
+
+def test_reinforce_samples_the_same_losses(output):
+    """Its mean over many samples is the exact loss of the classifiers and its gradient."""
+    torch.manual_seed(0)
+    sampled = Losses(Reinforce(samples=20_000), ALPHA).joint(output, BATCH)
+    sampled.backward()
+    found = output.exit_logits.grad.clone(), output.policy_logits.grad.clone()
+    output.exit_logits.grad = output.policy_logits.grad = None
+    LOSSES.joint(output, BATCH).backward()
+    torch.testing.assert_close(found[0], output.exit_logits.grad, atol=5e-3, rtol=0)
+    torch.testing.assert_close(found[1], output.policy_logits.grad, atol=5e-3, rtol=0)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import tiny_model
 
-from consistentee.calibration import best_temperatures, cool
+from consistentee.temperature import best_temperatures, cool
 
 
 def test_temperatures_undo_those_that_were_applied():

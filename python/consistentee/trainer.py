@@ -1,28 +1,52 @@
-"""One training phase: its loss, and a Trainer whose heads have their own learning rate."""
+"""One training phase: a Trainer whose loss sees the batch and whose heads have their own learning
+rate.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import Tensor, nn
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from consistentee.modeling import ConsistentEEOutput
-from consistentee.objective import (
-    depth_weighted_cross_entropy,
-    error_probability,
-    exact_objective,
-    exit_cross_entropy,
-    exit_log_distribution,
-    hardness_guided_reward,
-)
+from consistentee.exit_states import MODEL_INPUTS
+from consistentee.losses import Loss
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "pooled_states")
+EXIT_INPUTS = ("states", "exit_logits", "alpha")  # what policies may be trained on
 
-Loss = Callable[[ConsistentEEOutput, Mapping[str, Tensor]], Tensor]
+
+class EpochSampler(Sampler[int]):
+    """The rows in an order that follows from seed and epoch; rows of like length share a batch.
+
+    Args:
+        data: with a column ``length``, or rows in any order.
+        batch_size: rows of a step, over all processes.
+        seed: of the order.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int) -> None:
+        has_length = "length" in getattr(data, "column_names", ())
+        self.lengths: list[int] = list(data["length"]) if has_length else [1] * len(data)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        grouped = LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator)
+        return iter(grouped)
 
 
 class PhaseTrainer(Trainer):
@@ -31,23 +55,29 @@ class PhaseTrainer(Trainer):
     Linear decay after a short warm-up; one checkpoint an epoch, the last one kept. (A checkpoint
     inside an epoch could not be continued exactly: the order of the rows is not part of it.)
 
+    Processes share the rows of a step; their order follows from seed and epoch alone.
+
     Args:
+        phase: its name, for messages.
         loss: the phase's loss.
         output_dir: the folder of the checkpoints.
         epochs: passes over the rows.
-        batch_size: rows of a step.
+        batch_size: rows of a step, over all processes.
         seed: of the order of rows and the dropout.
         head_learning_rate: peak learning rate of ``heads.*``.
         learning_rate: peak learning rate of ``backbone.*``.
         dropout: False trains without it.
         checkpoint: False for a phase too short to be worth going on with.
         bf16: compute the model in bfloat16 where autocast does; weights and loss stay float32.
+        alpha_range: of an adjustable model: each row of each batch gets an alpha drawn from it, its
+            logarithm uniformly, which policies and loss go by.
         options: of the Trainer: the model, the data, the collator.
     """
 
     def __init__(
         self,
         *,
+        phase: str,
         loss: Loss,
         output_dir: Path,
         epochs: int,
@@ -58,18 +88,22 @@ class PhaseTrainer(Trainer):
         dropout: bool = True,
         checkpoint: bool = True,
         bf16: bool = False,
+        alpha_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        has_length = "length" in getattr(options["train_dataset"], "column_names", ())
+        processes = PartialState().num_processes
+        if batch_size % processes:
+            raise ValueError(
+                f"batch_size: expected a multiple of {processes}, the processes, got {batch_size}"
+            )
         arguments = TrainingArguments(
             output_dir=str(output_dir),
             num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size,
+            per_device_train_batch_size=batch_size // processes,
             learning_rate=learning_rate,
             weight_decay=0.01,
             warmup_steps=0.06,
             seed=seed,
-            train_sampling_strategy="group_by_length" if has_length else "random",
             logging_strategy="epoch",
             save_strategy="epoch" if checkpoint else "no",
             save_total_limit=1,
@@ -78,10 +112,16 @@ class PhaseTrainer(Trainer):
             report_to="none",
         )
         super().__init__(args=arguments, **options)
+        self.phase = phase
         self.loss = loss
+        self.batch_size = batch_size
         self.head_learning_rate = head_learning_rate
         self.dropout = dropout
         self.bf16 = bf16
+        self.alpha_range = alpha_range
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         module = self.model if model is None else model
@@ -113,34 +153,20 @@ class PhaseTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         model.train(self.dropout)
+        if self.alpha_range is not None:
+            low, high = self.alpha_range
+            drawn = torch.rand(len(inputs["labels"]), device=inputs["labels"].device)
+            inputs = {**inputs, "alpha": low * (high / low) ** drawn}
+        names = [name for name in (*MODEL_INPUTS, *EXIT_INPUTS) if name in inputs]
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
-            output = model(**{name: inputs[name] for name in MODEL_INPUTS if name in inputs})
+            output = model(**{name: inputs[name] for name in names})
         loss = self.loss(output, inputs)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"{self.phase}: expected a finite loss, got {loss.item()} at step "
+                f"{self.state.global_step + 1}; checkpoints are kept in {self.args.output_dir}"
+            )
         return (loss, output) if return_outputs else loss
-
-
-def trunk_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor]) -> Tensor:
-    """Phase 1: the depth-weighted cross-entropy of the classifiers."""
-    return depth_weighted_cross_entropy(output.exit_logits, batch["labels"])
-
-
-def policy_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Phase 2: the exact objective of the policies, on the probability of a wrong answer.
-
-    Cross-entropy in its place has no bound: a few confident mistakes of the deep layers outweigh
-    what these get right, and the policies leave too early.
-    """
-    cross_entropy = exit_cross_entropy(output.exit_logits, batch["labels"])
-    loss = error_probability(cross_entropy.detach())
-    reward = hardness_guided_reward(loss, batch["memorized_layer"], alpha)
-    return exact_objective(exit_log_distribution(output.policy_logits), reward)
-
-
-def joint_loss(output: ConsistentEEOutput, batch: Mapping[str, Tensor], alpha: float) -> Tensor:
-    """Phase 3: `policy_loss`, and each classifier's cross-entropy on the rows that leave at it."""
-    cross_entropy = exit_cross_entropy(output.exit_logits, batch["labels"])
-    exits = exit_log_distribution(output.policy_logits.detach())
-    return policy_loss(output, batch, alpha) + exact_objective(exits, -cross_entropy)
 
 
 def has_native_bf16() -> bool:

@@ -1,0 +1,79 @@
+"""Where rows would leave: every criterion's scores on all layers at once, and what a rule makes of
+them.
+
+The engine computes the same scores layer by layer, for the rows that are still there. Here they
+come from one pass at full depth, so that any number of thresholds costs nothing more.
+
+Letters: N rows, L layers, C classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consistentee_ext.reference import prediction_statistics
+
+
+def prediction_features(exit_logits: Tensor) -> Tensor:
+    """`prediction_statistics` of each layer, ``[N, L, 5]``; the layer before gives the agreement.
+
+    Args:
+        exit_logits: ``[N, L, C]``.
+    """
+    none = torch.full((len(exit_logits),), -1, device=exit_logits.device)
+    labels = exit_logits.argmax(dim=-1)
+    before = [none, *labels.unbind(dim=1)]
+    layers = zip(exit_logits.unbind(dim=1), before, strict=False)
+    return torch.stack([prediction_statistics(*layer) for layer in layers], dim=1)
+
+
+def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> Tensor:
+    """The score of every row at every layer but the last, at which all leave: ``[N, L-1]``.
+
+    The formulas are those of `consistentee_ext.heads.ExitRule`, all layers being exits.
+
+    Args:
+        criterion: one of `consistentee_ext.heads.CRITERIA`.
+        exit_logits: ``[N, L, C]``.
+        policy_logits: ``[N, L-1]``.
+    """
+    if criterion == "policy":
+        return policy_logits.sigmoid()
+    if criterion == "energy":
+        return exit_logits[:, :-1].logsumexp(dim=-1).sigmoid()
+    features = prediction_features(exit_logits)[:, :-1]
+    if criterion == "confidence":
+        return features[..., 0]
+    if criterion == "entropy":
+        return features[..., 2]
+    return agreement_streak(features[..., 4]) / max(features.shape[1], 1)
+
+
+def agreement_streak(agreement: Tensor) -> Tensor:
+    """How many layers in a row, up to each, agreed with the one before: 0/1 ``[N, E]`` to
+    ``[N, E]``.
+    """
+    streaks = []
+    streak = torch.zeros_like(agreement[:, 0]) if agreement.shape[1] else agreement
+    for agrees in agreement.unbind(dim=1):
+        streak = (streak + 1) * agrees
+        streaks.append(streak)
+    return torch.stack(streaks, dim=1) if streaks else agreement
+
+
+def leave_at(scores: Tensor, threshold: float) -> Tensor:
+    """The layer each row leaves at, the first whose score is above `threshold`: ``[N]`` int64 in
+    1..L.
+
+    Args:
+        scores: ``[N, L-1]``.
+    """
+    leaves = scores > threshold
+    last = leaves.new_ones(len(leaves), 1)
+    return torch.cat((leaves, last), dim=1).int().argmax(dim=1) + 1
+
+
+def at_exit(values: Tensor, exit_layers: Tensor) -> Tensor:
+    """The value of each row at the layer it leaves at: ``[N, L]`` and ``[N]`` to ``[N]``."""
+    return values.gather(1, exit_layers[:, None] - 1)[:, 0]

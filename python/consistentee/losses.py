@@ -1,0 +1,70 @@
+"""The loss of each training phase (arXiv 2312.11882), from one pass of the trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from consistentee.estimators import Estimate, Estimator
+from consistentee.modeling import ConsistentEEOutput
+from consistentee.objective import (
+    depth_price,
+    depth_weighted_loss,
+    error_probability,
+    exit_log_distribution,
+    exit_loss,
+    exit_reward,
+)
+
+Batch = Mapping[str, Tensor]
+Loss = Callable[[ConsistentEEOutput, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The losses of the three phases; a batch has ``labels [B]`` and, where it matters,
+
+    - ``hardness [B]`` int64 in 1..L, which the reward is guided by; without it depth costs every
+      row the same;
+    - ``alpha [B]``, the price of a layer drawn for each row, in place of the model's;
+    - ``held_out [B]`` bool, the rows that policies may learn from; without it all.
+
+    Args:
+        estimator: of the expected reward, see `consistentee.estimators`.
+        alpha: the price of a layer, one number or one for each layer.
+        label_std: of the training labels, in regression.
+    """
+
+    estimator: Estimator
+    alpha: float | Sequence[float]
+    label_std: float = 1.0
+
+    def trunk(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
+        """Phase 1: the depth-weighted loss of the classifiers."""
+        return depth_weighted_loss(exit_loss(output.exit_logits, batch["labels"], self.label_std))
+
+    def policies(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
+        """Phase 2: the expected reward, in which an answer costs the probability that it is wrong.
+
+        Cross-entropy in its place has no bound: a few confident mistakes of the deep layers
+        outweigh what these get right, and the policies leave too early.
+        """
+        loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
+        return self._estimate(output, batch, loss).policy_loss.mean()
+
+    def joint(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
+        """Phase 3: `policies`, and each classifier's loss on the rows that leave at it."""
+        loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
+        estimate = self._estimate(output, batch, loss)
+        policy_loss = estimate.policy_loss
+        if "held_out" in batch:
+            policy_loss = policy_loss * batch["held_out"]
+        return (policy_loss + (estimate.exit_weights * loss).sum(dim=1)).mean()
+
+    def _estimate(self, output: ConsistentEEOutput, batch: Batch, loss: Tensor) -> Estimate:
+        alpha = batch.get("alpha", self.alpha)
+        price = depth_price(alpha, loss.shape[1]).to(loss.device)
+        reward = exit_reward(error_probability(loss.detach()), batch.get("hardness"), price)
+        return self.estimator(exit_log_distribution(output.policy_logits), reward)
