@@ -109,3 +109,12 @@ def test_reinforce_samples_the_same_losses(output):
     LOSSES.joint(output, BATCH).backward()
     torch.testing.assert_close(found[0], output.exit_logits.grad, atol=5e-3, rtol=0)
     torch.testing.assert_close(found[1], output.policy_logits.grad, atol=5e-3, rtol=0)
+
+
+def test_a_spread_gives_every_classifier_its_share(output):
+    """Half of the exits' loss and half of the layers' mean, beside the policies' own."""
+    spread = Losses(exact, ALPHA, spread=0.5).joint(output, BATCH)
+    policies = LOSSES.policies(output, BATCH)
+    at_exits = LOSSES.joint(output, BATCH) - policies
+    even = exit_loss(output.exit_logits, LABELS).mean()
+    torch.testing.assert_close(spread, policies + (at_exits + even) / 2)

@@ -15,6 +15,7 @@ from consistentee.settings import TrainingSettings
         ("held_out", 0.0, "held_out: expected a number above 0, got 0.0"),
         ("held_out", 1.0, "held_out: expected a share below 1, got 1.0"),
         ("folds", 1, "folds: expected 0 or at least 2, got 1"),
+        ("spread", 1.5, r"spread: expected a share in \[0, 1\], got 1.5"),
         ("iterations", 0, "iterations: expected a number above 0, got 0"),
         ("samples", 0, "samples: expected at least 1, got 0"),
         ("reward", "money", "reward: expected one of .*, got 'money'"),

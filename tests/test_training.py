@@ -19,7 +19,7 @@ from transformers import (
     BertTokenizerFast,
 )
 
-from consistentee import training
+from consistentee import phases as phases_module
 from consistentee.hardness import memorized_layer
 from consistentee.losses import Losses
 from consistentee.memorized import load_memorized_layers, row_hashes
@@ -27,7 +27,7 @@ from consistentee.modeling import ConsistentEEForSequenceClassification
 from consistentee.settings import TrainingSettings
 from consistentee.splits import fold_rows, held_out_rows
 from consistentee.trainer import PhaseTrainer
-from consistentee.training import train
+from consistentee.training import train, train_trunk
 from consistentee_ext import FastEarlyExitEncoder
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
@@ -99,7 +99,7 @@ class Recorder(PhaseTrainer):
 @pytest.fixture(scope="module")
 def phases(backbone, data, tmp_path_factory) -> list[Recorder]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "PhaseTrainer", Recorder)
+        patch.setattr(phases_module, "PhaseTrainer", Recorder)
         patch.setattr(Recorder, "phases", [])
         train(backbone, *data, tmp_path_factory.mktemp("run") / "model", tokenizer(), SETTINGS)
         return Recorder.phases
@@ -180,7 +180,7 @@ def test_memorized_layers_are_those_of_the_trunk(phases, data, backbone, trained
 def cross_fitted(backbone, data, tmp_path_factory) -> list[Recorder]:
     settings = replace(SETTINGS, folds=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "PhaseTrainer", Recorder)
+        patch.setattr(phases_module, "PhaseTrainer", Recorder)
         patch.setattr(Recorder, "phases", [])
         train(backbone, *data, tmp_path_factory.mktemp("run") / "model", tokenizer(), settings)
         return Recorder.phases
@@ -226,7 +226,7 @@ def test_iterations_alternate_phases_2_and_3(backbone, data, tmp_path):
 @pytest.mark.parametrize("reward", ["plain", "oracle"])
 def test_the_reward_decides_what_hardness_is(backbone, data, tmp_path, reward, phases):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "PhaseTrainer", Recorder)
+        patch.setattr(phases_module, "PhaseTrainer", Recorder)
         patch.setattr(Recorder, "phases", [])
         settings = replace(SETTINGS, reward=reward)
         train(backbone, *data, tmp_path / "model", tokenizer(), settings)
@@ -269,6 +269,29 @@ def test_an_adjustable_model_is_trained_over_a_range_of_alpha(backbone, data, tm
         found = encoder(ids)
         assert found.exit_layers.tolist() == [1]
         torch.testing.assert_close(found.exit_scores[0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_the_trunk_alone_sees_every_row_for_as_many_epochs(backbone, data, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases_module, "PhaseTrainer", Recorder)
+        patch.setattr(Recorder, "phases", [])
+        log = train_trunk(backbone, *data, tmp_path / "all", tokenizer(), SETTINGS)
+        train_trunk(backbone, *data, tmp_path / "two", tokenizer(), SETTINGS, num_layers=2)
+        full, truncated = Recorder.phases
+    assert full.train_dataset["input_ids"] == data[0]["input_ids"]
+    assert full.state.max_steps == (SETTINGS.epochs + SETTINGS.joint_epochs) * 6
+    assert list(log["phases"]) == ["trunk"]
+    assert moved(full) == {"trunk", "classifiers"}
+    # Truncated: the first layers of the same backbone, and the last classifier alone.
+    for name, value in truncated.before.items():
+        if name.startswith("backbone."):
+            assert torch.equal(value, full.before[name])
+    changed = {n for n, p in truncated.before.items() if not torch.equal(p, truncated.after[n])}
+    assert any(name.startswith("heads.1.classifier") for name in changed)
+    assert "heads.0.classifier.bias" not in changed
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two")
+    assert len(model.heads) == 2
+    assert not (tmp_path / "two" / "memorized_layers.safetensors").exists()
 
 
 def test_regression(backbone, data, tmp_path):

@@ -35,15 +35,21 @@ class Losses:
         estimator: of the expected reward, see `consistentee.estimators`.
         alpha: the price of a layer, one number or one for each layer.
         label_std: of the training labels, in regression.
+        spread: share of a row's loss in phase 3 that all layers have alike.
     """
 
     estimator: Estimator
     alpha: float | Sequence[float]
     label_std: float = 1.0
+    spread: float = 0.0
 
     def trunk(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
         """Phase 1: the depth-weighted loss of the classifiers."""
         return depth_weighted_loss(exit_loss(output.exit_logits, batch["labels"], self.label_std))
+
+    def last_layer(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
+        """Plain fine-tuning: the loss of the last classifier alone."""
+        return exit_loss(output.exit_logits[:, -1:], batch["labels"], self.label_std).mean()
 
     def policies(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
         """Phase 2: the expected reward, in which an answer costs the probability that it is wrong.
@@ -55,13 +61,18 @@ class Losses:
         return self._estimate(output, batch, loss).policy_loss.mean()
 
     def joint(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
-        """Phase 3: `policies`, and each classifier's loss on the rows that leave at it."""
+        """Phase 3: `policies`, and each classifier's loss on the rows that leave at it.
+
+        ``sum_l((1 - spread) * P(T = l) + spread / L) * loss_l``: a threshold set at run time moves
+        the exits, to layers that the policies alone would let go to waste.
+        """
         loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
         estimate = self._estimate(output, batch, loss)
         policy_loss = estimate.policy_loss
         if "held_out" in batch:
             policy_loss = policy_loss * batch["held_out"]
-        return (policy_loss + (estimate.exit_weights * loss).sum(dim=1)).mean()
+        weights = (1.0 - self.spread) * estimate.exit_weights + self.spread / loss.shape[1]
+        return (policy_loss + (weights * loss).sum(dim=1)).mean()
 
     def _estimate(self, output: ConsistentEEOutput, batch: Batch, loss: Tensor) -> Estimate:
         alpha = batch.get("alpha", self.alpha)

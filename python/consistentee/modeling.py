@@ -196,7 +196,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
 
     @classmethod
     def from_backbone(
-        cls, name_or_path: str | os.PathLike[str], **config: Any
+        cls, name_or_path: str | os.PathLike[str], num_layers: int | None = None, **config: Any
     ) -> ConsistentEEForSequenceClassification:
         """A classifier to be trained, on a pretrained encoder.
 
@@ -205,6 +205,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
 
         Args:
             name_or_path: a Hugging Face folder or hub name with safetensors weights.
+            num_layers: keeps the first layers alone; default all.
             config: fields of `ConsistentEEConfig`.
 
         Raises:
@@ -221,6 +222,11 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
                 f"got {name_or_path} ({reason})"
             ) from error
         encoder.config.name_or_path = ""  # a local path is no part of a model
+        if num_layers is not None:
+            most = encoder.config.num_hidden_layers
+            if not 1 <= num_layers <= most:
+                raise ValueError(f"num_layers: expected 1 to {most}, got {num_layers}")
+            encoder.config.num_hidden_layers = num_layers
         model = cls(ConsistentEEConfig(backbone=encoder.config, **config))
         pooler = getattr(encoder, "pooler", None)
         if pooler is not None:
@@ -229,7 +235,10 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             for head in model.heads:
                 head.get_submodule("pooler").load_state_dict(dense)
             encoder.pooler = None
-        model.backbone.load_state_dict(encoder.state_dict())
+        weights = encoder.state_dict()
+        model.backbone.load_state_dict(
+            {name: weights[name] for name in model.backbone.state_dict()}
+        )
         return model
 
     def forward(

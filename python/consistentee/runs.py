@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset, DatasetDict
@@ -38,21 +40,47 @@ def train_on_splits(
         max_length: tokens a row is cut at; the backbone's own limit where that is lower.
         config: fields of `ConsistentEEConfig`.
     """
+    data = prepare(backbone, splits, max_length, config)
+    return train(backbone, data.train, data.dev, output, data.tokenizer, settings, **data.config)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tables as a backbone reads them, and the fields of the configuration that follow from them.
+
+    ``test`` is the dev rows where there is no test split.
+    """
+
+    tokenizer: Any
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    config: dict[str, Any]
+
+
+def prepare(
+    backbone: str | os.PathLike[str],
+    splits: DatasetDict,
+    max_length: int,
+    config: Mapping[str, Any],
+) -> Prepared:
+    """Token ids and labels of each split; the arguments are those of `train_on_splits`."""
     tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
     positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
     max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
     regression = config.get("problem_type") == "regression"
     names = None if regression else label_names(splits["train"])
-    train_data, dev_data = (
-        encode(splits[name], tokenizer, max_length, names, regression) for name in ("train", "dev")
-    )
-    if names is None:
-        config["num_labels"] = 1
-    else:
+    data = {
+        name: encode(table, tokenizer, max_length, names, regression)
+        for name, table in splits.items()
+    }
+    labels: dict[str, Any] = {"num_labels": 1}
+    if names is not None:
         _check_classes(splits["train"])
-        config["id2label"] = dict(enumerate(names))
-        config["label2id"] = {name: index for index, name in enumerate(names)}
-    return train(backbone, train_data, dev_data, output, tokenizer, settings, **config)
+        numbers = {name: index for index, name in enumerate(names)}
+        labels = {"id2label": dict(enumerate(names)), "label2id": numbers}
+    test = data.get("test", data["dev"])
+    return Prepared(tokenizer, data["train"], data["dev"], test, {**config, **labels})
 
 
 def encode_for(

@@ -25,6 +25,8 @@ class TrainingSettings:
         policy_learning_rate: of phase 2.
         held_out: share of the rows of each class that phase 1 does not see.
         folds: 2 or more hold out each fold in turn (cross-fitting) in place of one share; 0: none.
+        spread: share of a row's loss in phase 3 that all layers have alike, in [0, 1]; the rest
+            goes by where the row leaves.
         iterations: how often phases 2 and 3 alternate.
         reward: ``hardness``, ``plain`` or ``oracle``, see `consistentee.objective.exit_reward`.
         estimator: ``exact`` or ``reinforce``, see `consistentee.estimators`.
@@ -49,6 +51,7 @@ class TrainingSettings:
     policy_learning_rate: float = 2e-3
     held_out: float = 0.2
     folds: int = 0
+    spread: float = 0.5
     iterations: int = 1
     reward: str = "hardness"
     estimator: str = "exact"
@@ -63,6 +66,8 @@ class TrainingSettings:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if self.held_out >= 1:
             raise ValueError(f"held_out: expected a share below 1, got {self.held_out}")
+        if not 0.0 <= self.spread <= 1.0:
+            raise ValueError(f"spread: expected a share in [0, 1], got {self.spread}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if self.folds < 0 or self.folds == 1:
@@ -76,4 +81,4 @@ class TrainingSettings:
         return build_estimator(self.estimator, self.samples, self.epsilon)
 
 
-_CHECKED_APART = ("folds", "reward", "estimator", "samples", "epsilon", "seed", "bf16")
+_CHECKED_APART = ("folds", "spread", "reward", "estimator", "samples", "epsilon", "seed", "bf16")

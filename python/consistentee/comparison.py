@@ -1,0 +1,169 @@
+"""Exits compared: each method trained its own way, on the same rows, backbone and epochs.
+
+- ``ConsistentEE``: `consistentee.training.train`, exits by its policies.
+- ``confidence``, ``entropy``, ``patience``, ``energy``: thresholds on one trunk trained on all rows
+  (`train_trunk`), no policy and no held-out rows.
+- ``truncation``: the first k layers, fine-tuned for themselves.
+- ``ConsistentEE, by confidence``: the weights of the first, exits by confidence: what the policies
+  add to the weights.
+- ``oracle``: the best that exits on the weights of the first could do.
+
+A method's accuracy at a layer ratio is read off its curve of all thresholds on the test rows; no
+label takes part in matching the ratio. That the engine lets the same rows leave at the same layers
+is tested in ``tests/test_exit_scores.py``.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import AutoConfig, DataCollatorWithPadding
+
+from consistentee.calibration import threshold_for_ratio
+from consistentee.curves import Curve, oracle_curve, threshold_curve, truncation_curve
+from consistentee.evaluation import load_model
+from consistentee.exit_scores import at_exit, exit_scores, leave_at
+from consistentee.exit_states import exit_outputs
+from consistentee.hardness import correct_layers
+from consistentee.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
+from consistentee.runs import Prepared, prepare
+from consistentee.settings import TrainingSettings
+from consistentee.training import train, train_trunk
+
+RATIOS = (1.5, 2.0, 2.5, 3.0)
+CRITERIA = ("confidence", "entropy", "patience", "energy")
+OPERATING_RATIO = 2.3
+
+Json = dict[str, Any]
+
+
+def compare(
+    backbone: str | os.PathLike[str],
+    splits: DatasetDict,
+    output: str | os.PathLike[str],
+    settings: TrainingSettings,
+    seeds: Sequence[int],
+    max_length: int,
+    **config: Any,
+) -> Json:
+    """Train every method once a seed and measure all of them on the test split (dev without one).
+
+    Called again it goes on where it was; what is trained is not trained again.
+
+    Args:
+        backbone: a pretrained encoder: folder or hub name.
+        splits: tables of text and labels, see `consistentee.data.load_splits`.
+        output: folder of the checkpoints, ``seed-<seed>/<method>``.
+        settings: how to train; of each seed its own.
+        seeds: of split, initial heads, order of rows and dropout.
+        max_length: tokens a row is cut at.
+        config: fields of `ConsistentEEConfig`.
+
+    Returns:
+        ``ratios``; ``methods``, of each by name ``accuracy`` (mean, standard deviation and the
+        values of the seeds at each ratio) and ``area`` alike; ``operating_point``: a threshold that
+        gives dev a layer ratio of `OPERATING_RATIO`, measured on test; accuracies in [0, 1].
+    """
+    data = prepare(backbone, splits, max_length, config)
+    runs = [
+        _one_seed(backbone, data, Path(output) / f"seed-{seed}", replace(settings, seed=seed))
+        for seed in seeds
+    ]
+    curves = [run["curves"] for run in runs]
+    return {
+        "rows": len(data.test),
+        "seeds": list(seeds),
+        "ratios": list(RATIOS),
+        "methods": {
+            name: {
+                "accuracy": [_spread([c[name].at_ratio(r) for c in curves]) for r in RATIOS],
+                "area": _spread([c[name].area() for c in curves]),
+                "full_depth": _spread([c[name].accuracy[-1] for c in curves]),
+            }
+            for name in curves[0]
+        },
+        "operating_point": {
+            name: _spread([run["operating_point"][name] for run in runs])
+            for name in runs[0]["operating_point"]
+        },
+        "curves": [
+            {name: [list(curve.layers), list(curve.accuracy)] for name, curve in each.items()}
+            for each in curves
+        ],
+    }
+
+
+def _spread(values: list[float]) -> Json:
+    """Mean and standard deviation over seeds; one seed has none."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "sd": deviation, "values": values}
+
+
+def _one_seed(
+    backbone: str | os.PathLike[str], data: Prepared, folder: Path, settings: TrainingSettings
+) -> Json:
+    rows = (data.train, data.dev)
+    train(backbone, *rows, folder / "consistentee", data.tokenizer, settings, **data.config)
+    trunk = (backbone, *rows)
+    train_trunk(*trunk, folder / "trunk", data.tokenizer, settings, **data.config)
+    ours, base = load_model(folder / "consistentee"), load_model(folder / "trunk")
+    of_ours, correct = _on(ours, data.test, data)
+    of_base, base_correct = _on(base, data.test, data)
+    policy = exit_scores("policy", of_ours.exit_logits, of_ours.policy_logits)
+    curves = {"ConsistentEE": threshold_curve(policy, correct)}
+    for name in CRITERIA:
+        scores = exit_scores(name, of_base.exit_logits, of_base.policy_logits)
+        curves[name] = threshold_curve(scores, base_correct)
+    curves["truncation"] = _truncation(backbone, data, folder, settings, curves["confidence"])
+    confidence = exit_scores("confidence", of_ours.exit_logits, of_ours.policy_logits)
+    curves["ConsistentEE, by confidence"] = threshold_curve(confidence, correct)
+    curves["oracle"] = oracle_curve(correct)
+
+    on_dev, _ = _on(ours, data.dev, data)
+    dev_scores = exit_scores("policy", on_dev.exit_logits, on_dev.policy_logits)
+    exits = leave_at(policy, threshold_for_ratio(dev_scores, OPERATING_RATIO))
+    right = correct.double()
+    return {
+        "curves": curves,
+        "operating_point": {
+            "layer_ratio": correct.shape[1] / exits.double().mean().item(),
+            "accuracy": at_exit(right, exits).mean().item(),
+            "full_depth_accuracy": right[:, -1].mean().item(),
+        },
+    }
+
+
+def _truncation(
+    backbone: str | os.PathLike[str],
+    data: Prepared,
+    folder: Path,
+    settings: TrainingSettings,
+    full: Curve,
+) -> Curve:
+    """The layer numbers on both sides of each ratio above 1.5; full depth is the trunk's."""
+    num_layers = AutoConfig.from_pretrained(backbone, trust_remote_code=False).num_hidden_layers
+    wanted = {edge(num_layers / r) for r in RATIOS for edge in (math.floor, math.ceil)}
+    accuracy = {num_layers: full.accuracy[-1]}
+    for layers in sorted(wanted - {0, num_layers}):
+        where = folder / f"truncation-{layers}"
+        rows = (data.train, data.dev)
+        train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **data.config)
+        _, correct = _on(load_model(where), data.test, data)
+        accuracy[layers] = correct[:, -1].double().mean().item()
+    return truncation_curve(accuracy)
+
+
+def _on(
+    model: ConsistentEEForSequenceClassification, rows: Dataset, data: Prepared
+) -> tuple[ConsistentEEOutput, Tensor]:
+    output = exit_outputs(model, rows, DataCollatorWithPadding(data.tokenizer))
+    return output, correct_layers(output.exit_logits, torch.tensor(rows["labels"]))
