@@ -73,11 +73,12 @@ def random_batch(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def save_backbone(folder: Path, words: Sequence[str]) -> None:
+def save_backbone(folder: Path, words: Sequence[str], **bert: object) -> None:
     """A random encoder of three layers, and a tokenizer of whole words."""
     torch.manual_seed(0)
     shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
-    BertModel(tiny_bert_config(vocab_size=len(words), **shape)).save_pretrained(folder)
+    config = tiny_bert_config(vocab_size=len(words), **shape, **bert)
+    BertModel(config).save_pretrained(folder)
     numbers = {word: number for number, word in enumerate(words)}
     BertTokenizerFast(vocab=numbers).save_pretrained(folder)
 

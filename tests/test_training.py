@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -442,3 +443,39 @@ def test_bad_input_leaves_nothing_behind(backbone, data, tmp_path):
     with pytest.raises(ValueError, match=r"^backbone: .*safetensors"):
         train(tmp_path / "none", *data, output, tokenizer(), SETTINGS)
     assert not any(tmp_path.iterdir())
+
+
+PROCESS = """
+import sys
+sys.path[:0] = {path!r}
+import torch
+from test_training import TWO_PROCESSES, letters, tokenizer, train
+torch.set_num_threads(1)
+data = letters(48, seed=1), letters(16, seed=2)
+train({backbone!r}, *data, {output!r}, tokenizer(), TWO_PROCESSES)
+"""
+# Steps that two processes can share, so that no row is repeated to fill one.
+TWO_PROCESSES = replace(SETTINGS, batch_size=12, policy_batch_size=6)
+
+
+def test_two_processes_train_as_one_does(data, tmp_path):
+    """The same rows a step, the same losses; no dropout, which each process draws for itself."""
+    backbone = tmp_path / "backbone"
+    save_backbone(backbone, VOCABULARY, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    expected = train(backbone, *data, tmp_path / "one", tokenizer(), TWO_PROCESSES)
+    path = [str(Path(__file__).parent), *sys.path]
+    script = tmp_path / "train.py"
+    output = tmp_path / "two"
+    script.write_text(PROCESS.format(path=path, backbone=str(backbone), output=str(output)))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    log = json.loads((output / "training_log.json").read_text())
+    for name, phase in expected["phases"].items():
+        assert log["phases"][name]["losses"] == pytest.approx(phase["losses"], rel=1e-3)
+    weights, single = (load_file(f / "model.safetensors") for f in (output, tmp_path / "one"))
+    for name, value in single.items():
+        torch.testing.assert_close(weights[name], value, atol=1e-4, rtol=1e-3)

@@ -9,9 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from consistentee.files import write_json
+from consistentee.processes import processes
 
 LOG_FILE = "training_log.json"
 RUN_FILE = "run.json"
@@ -83,7 +82,7 @@ class RunFolder:
 
         The Trainer writes the trainer's state last, after the weights and the optimizer.
         """
-        with PartialState().main_process_first():
+        with processes().main_process_first():
             return self._last_checkpoint(phase)
 
     def _last_checkpoint(self, phase: str) -> str | None:
@@ -100,17 +99,17 @@ class RunFolder:
 
     def complete(self, phase: str, save: Callable[[Path], object], log: Json) -> None:
         """Mark a phase as complete, with its log and the result that `save` puts into a folder."""
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             self._publish(self.work / phase, save, log)
             shutil.rmtree(self.checkpoints(phase), ignore_errors=True)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def finish(self, save: Callable[[Path], object], log: Json) -> None:
         """Let `save` fill the output and remove the work folder."""
-        if PartialState().is_main_process:
+        if processes().is_main_process:
             self._publish(self.output, save, {"run": self.identity, **log})
             shutil.rmtree(self.work)
-        PartialState().wait_for_everyone()
+        processes().wait_for_everyone()
 
     def _publish(self, folder: Path, save: Callable[[Path], object], log: Json) -> None:
         temporary = self.work / "unfinished"

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
@@ -17,6 +16,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from consistentee.exit_states import MODEL_INPUTS
 from consistentee.losses import Loss
+from consistentee.processes import processes
 
 EXIT_INPUTS = ("states", "exit_logits", "alpha")  # what policies may be trained on
 
@@ -91,15 +91,15 @@ class PhaseTrainer(Trainer):
         alpha_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
-        processes = PartialState().num_processes
-        if batch_size % processes:
+        shares = processes().num_processes
+        if batch_size % shares:
             raise ValueError(
-                f"batch_size: expected a multiple of {processes}, the processes, got {batch_size}"
+                f"batch_size: expected a multiple of {shares}, the processes, got {batch_size}"
             )
         arguments = TrainingArguments(
             output_dir=str(output_dir),
             num_train_epochs=epochs,
-            per_device_train_batch_size=batch_size // processes,
+            per_device_train_batch_size=batch_size // shares,
             learning_rate=learning_rate,
             weight_decay=0.01,
             warmup_steps=0.06,
@@ -108,6 +108,7 @@ class PhaseTrainer(Trainer):
             save_strategy="epoch" if checkpoint else "no",
             save_total_limit=1,
             remove_unused_columns=False,
+            use_cpu=not torch.accelerator.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             report_to="none",
         )

@@ -22,15 +22,17 @@ from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from accelerate import PartialState
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from consistentee.modeling import ConsistentEEForSequenceClassification
 from consistentee.phases import Phases
+from consistentee.processes import processes
 from consistentee.run_folder import Json, RunFolder
 from consistentee.settings import TrainingSettings
 from consistentee.splits import BoolArray, fold_rows, held_out_rows
+
+TRUNK_SETTINGS = ("batch_size", "learning_rate", "head_factor", "seed", "bf16")
 
 
 def train(
@@ -70,7 +72,8 @@ def train(
         RuntimeError: a loss is not finite; checkpoints are kept.
     """
     settings = settings or TrainingSettings()
-    phases = _open(backbone, train_data, dev_data, output, tokenizer, settings, None, config)
+    identity = asdict(settings)
+    phases = _open(backbone, train_data, dev_data, output, tokenizer, settings, identity, config)
     return phases.run.log() or phases.run_all()
 
 
@@ -92,9 +95,13 @@ def train_trunk(
 
     The other arguments, the result and the errors are those of `train`.
     """
-    phases = _open(backbone, train_data, dev_data, output, tokenizer, settings, num_layers, config)
-    loss = phases.losses.trunk if num_layers is None else phases.losses.last_layer
     epochs = settings.epochs + settings.iterations * settings.joint_epochs
+    # What policies are trained by is no part of this run.
+    identity = {name: getattr(settings, name) for name in TRUNK_SETTINGS} | {"epochs": epochs}
+    phases = _open(
+        backbone, train_data, dev_data, output, tokenizer, settings, identity, config, num_layers
+    )
+    loss = phases.losses.trunk if num_layers is None else phases.losses.last_layer
     return phases.run.log() or phases.run_trunk(loss, epochs)
 
 
@@ -105,8 +112,9 @@ def _open(
     output: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
-    num_layers: int | None,
+    identity_of_settings: Json,
     config: dict[str, Any],
+    num_layers: int | None = None,
 ) -> Phases:
     """A model as it starts and the folder of its run, everything checked."""
     set_seed(settings.seed)
@@ -120,11 +128,11 @@ def _open(
         "backbone": str(backbone),
         "num_layers": num_layers,
         "config": config,
-        "settings": asdict(settings),
+        "settings": identity_of_settings,
         "train_data": _fingerprint(train_data),
         "dev_data": _fingerprint(dev_data),
     }
-    with PartialState().main_process_first():
+    with processes().main_process_first():
         run = RunFolder(output, identity)
     return Phases(run, model, train_data, unseen, dev_data, tokenizer, settings)
 
