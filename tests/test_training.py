@@ -38,6 +38,7 @@ SETTINGS = TrainingSettings(
     joint_epochs=2,
     batch_size=8,
     policy_batch_size=8,
+    joint_batch_size=8,
     held_out=0.25,
     bf16=False,
 )
@@ -175,6 +176,21 @@ def test_memorized_layers_are_those_of_the_trunk(phases, data, backbone, trained
         correct = logits.argmax(-1) == row["labels"]
         assert stored[key] >= memorized_layer(correct).item()
     assert set(stored) == set(row_hashes(data[0]))
+
+
+def test_without_held_out_rows_policies_learn_from_all(backbone, data, tmp_path):
+    """The paper's way: no row is kept from phase 1, and nothing is there to calibrate on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(phases_module, "PhaseTrainer", Recorder)
+        patch.setattr(Recorder, "phases", [])
+        settings = replace(SETTINGS, held_out=0.0)
+        train(backbone, *data, tmp_path / "model", tokenizer(), settings)
+        trunk, policies, joint = Recorder.phases
+    assert trunk.train_dataset["input_ids"] == data[0]["input_ids"]
+    assert [int(row["labels"]) for row in policies.train_dataset] == data[0]["labels"]
+    assert all(joint.train_dataset["held_out"])
+    name = "heads.0.classifier.weight"
+    assert torch.equal(trunk.after[name], policies.before[name])
 
 
 @pytest.fixture(scope="module")
@@ -455,7 +471,7 @@ data = letters(48, seed=1), letters(16, seed=2)
 train({backbone!r}, *data, {output!r}, tokenizer(), TWO_PROCESSES)
 """
 # Steps that two processes can share, so that no row is repeated to fill one.
-TWO_PROCESSES = replace(SETTINGS, batch_size=12, policy_batch_size=6)
+TWO_PROCESSES = replace(SETTINGS, batch_size=12, policy_batch_size=6, joint_batch_size=12)
 
 
 def test_two_processes_train_as_one_does(data, tmp_path):

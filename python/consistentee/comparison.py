@@ -15,11 +15,12 @@ is tested in ``tests/test_exit_scores.py``.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import statistics
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,19 @@ from consistentee.curves import Curve, oracle_curve, threshold_curve, truncation
 from consistentee.evaluation import load_model
 from consistentee.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.exit_states import exit_outputs
+from consistentee.files import write_json
 from consistentee.hardness import correct_layers
 from consistentee.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
 from consistentee.runs import Prepared, prepare
 from consistentee.settings import TrainingSettings
-from consistentee.training import train, train_trunk
+from consistentee.training import fingerprint, train, train_trunk
 
 RATIOS = (1.5, 2.0, 2.5, 3.0)
 CRITERIA = ("confidence", "entropy", "patience", "energy")
 OPERATING_RATIO = 2.3
+COMPARISON_FILE = "comparison.json"
+# Fields of the configuration that say nothing to a model without policies.
+POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
 
 Json = dict[str, Any]
 
@@ -57,32 +62,70 @@ def compare(
 ) -> Json:
     """Train every method once a seed and measure all of them on the test split (dev without one).
 
-    Called again it goes on where it was; what is trained is not trained again.
+    Called again it goes on where it was: what is trained is not trained again, and a seed that was
+    measured is read from its file.
 
     Args:
         backbone: a pretrained encoder: folder or hub name.
         splits: tables of text and labels, see `consistentee.data.load_splits`.
-        output: folder of the checkpoints, ``seed-<seed>/<method>``.
+        output: gets ``comparison.json``, the result; ``seed-<seed>.json``, the same of one seed;
+            and the checkpoints, ``seed-<seed>/<method>``.
         settings: how to train; of each seed its own.
         seeds: of split, initial heads, order of rows and dropout.
         max_length: tokens a row is cut at.
         config: fields of `ConsistentEEConfig`.
 
     Returns:
-        ``ratios``; ``methods``, of each by name ``accuracy`` (mean, standard deviation and the
-        values of the seeds at each ratio) and ``area`` alike; ``operating_point``: a threshold that
-        gives dev a layer ratio of `OPERATING_RATIO`, measured on test; accuracies in [0, 1].
+        ``rows`` measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: of each by name
+        ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio), ``area``
+        and ``full_depth``; ``operating_point``: a threshold that gives dev a layer ratio of
+        `OPERATING_RATIO`, measured on test; ``curves``: of each seed, by method, the mean exit
+        layers and the accuracies. Accuracies are in [0, 1].
+
+    Raises:
+        ValueError: a regression, no seed or one twice, and what `train` raises.
     """
+    if config.get("problem_type") == "regression":
+        raise ValueError("task: expected classes to compare exits on, got a regression")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected one or more, all different, got {list(seeds)}")
     data = prepare(backbone, splits, max_length, config)
     runs = [
-        _one_seed(backbone, data, Path(output) / f"seed-{seed}", replace(settings, seed=seed))
-        for seed in seeds
+        _measured_seed(backbone, data, Path(output), replace(settings, seed=seed)) for seed in seeds
     ]
-    curves = [run["curves"] for run in runs]
+    result = {"rows": len(data.test), "seeds": list(seeds), "ratios": list(RATIOS), **_joined(runs)}
+    write_json(Path(output) / COMPARISON_FILE, result)
+    return result
+
+
+def average(comparisons: Sequence[Json]) -> dict[str, list[Json]]:
+    """Of each method the accuracy at each ratio, averaged over tasks, and its spread over seeds.
+
+    Args:
+        comparisons: of each task, with the same seeds, from `compare`.
+    """
     return {
-        "rows": len(data.test),
-        "seeds": list(seeds),
-        "ratios": list(RATIOS),
+        name: [
+            _spread(
+                [
+                    statistics.fmean(values)
+                    for values in zip(
+                        *(c["methods"][name]["accuracy"][at]["values"] for c in comparisons),
+                        strict=True,
+                    )
+                ]
+            )
+            for at in range(len(RATIOS))
+        ]
+        for name in comparisons[0]["methods"]
+    }
+
+
+def _joined(runs: Sequence[Json]) -> Json:
+    """What the seeds say together."""
+    curves = [{name: Curve(*points) for name, points in run["curves"].items()} for run in runs]
+    return {
+        "num_layers": runs[0]["num_layers"],
         "methods": {
             name: {
                 "accuracy": [_spread([c[name].at_ratio(r) for c in curves]) for r in RATIOS],
@@ -95,10 +138,7 @@ def compare(
             name: _spread([run["operating_point"][name] for run in runs])
             for name in runs[0]["operating_point"]
         },
-        "curves": [
-            {name: [list(curve.layers), list(curve.accuracy)] for name, curve in each.items()}
-            for each in curves
-        ],
+        "curves": [run["curves"] for run in runs],
     }
 
 
@@ -108,13 +148,38 @@ def _spread(values: list[float]) -> Json:
     return {"mean": statistics.fmean(values), "sd": deviation, "values": values}
 
 
+def _measured_seed(
+    backbone: str | os.PathLike[str], data: Prepared, output: Path, settings: TrainingSettings
+) -> Json:
+    """One seed's result, from its file if that is of the same rows and settings."""
+    file = output / f"seed-{settings.seed}.json"
+    identity = {
+        "config": data.config,
+        "settings": asdict(settings),
+        "data": [fingerprint(rows) for rows in (data.train, data.dev, data.test)],
+    }
+    identity = json.loads(json.dumps(identity))  # as the file gives it back
+    if file.is_file():
+        found: Json = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key in identity if found["run"].get(key) != identity[key]]
+        if different:
+            raise ValueError(
+                f"output: expected results of this run, got {file}, which has another "
+                f"{', '.join(different)}"
+            )
+        return found
+    result = {"run": identity, **_one_seed(backbone, data, file.with_suffix(""), settings)}
+    write_json(file, result)
+    return result
+
+
 def _one_seed(
     backbone: str | os.PathLike[str], data: Prepared, folder: Path, settings: TrainingSettings
 ) -> Json:
     rows = (data.train, data.dev)
     train(backbone, *rows, folder / "consistentee", data.tokenizer, settings, **data.config)
-    trunk = (backbone, *rows)
-    train_trunk(*trunk, folder / "trunk", data.tokenizer, settings, **data.config)
+    config = _without_policies(data.config)
+    train_trunk(backbone, *rows, folder / "trunk", data.tokenizer, settings, **config)
     ours, base = load_model(folder / "consistentee"), load_model(folder / "trunk")
     of_ours, correct = _on(ours, data.test, data)
     of_base, base_correct = _on(base, data.test, data)
@@ -133,7 +198,10 @@ def _one_seed(
     exits = leave_at(policy, threshold_for_ratio(dev_scores, OPERATING_RATIO))
     right = correct.double()
     return {
-        "curves": curves,
+        "num_layers": correct.shape[1],
+        "curves": {
+            name: [list(curve.layers), list(curve.accuracy)] for name, curve in curves.items()
+        },
         "operating_point": {
             "layer_ratio": correct.shape[1] / exits.double().mean().item(),
             "accuracy": at_exit(right, exits).mean().item(),
@@ -156,10 +224,17 @@ def _truncation(
     for layers in sorted(wanted - {0, num_layers}):
         where = folder / f"truncation-{layers}"
         rows = (data.train, data.dev)
-        train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **data.config)
+        config = _without_policies(data.config)
+        train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **config)
         _, correct = _on(load_model(where), data.test, data)
         accuracy[layers] = correct[:, -1].double().mean().item()
     return truncation_curve(accuracy)
+
+
+def _without_policies(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left to a model whose policies are never trained; those it has are small."""
+    kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
+    return {**kept, "policy_input": "prediction"}
 
 
 def _on(

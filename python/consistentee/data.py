@@ -19,7 +19,14 @@ from transformers import PreTrainedTokenizerBase
 
 from consistentee.files import quiet_datasets
 
-TEXT_COLUMNS = (("sentence1", "sentence2"), ("sentence",), ("text",))
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+)
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 BATCH_ROWS = 1000
 
@@ -44,8 +51,7 @@ def load_table(
 
     Args:
         path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
-        text_columns: one or two columns; by default the first of ``sentence1`` and ``sentence2``,
-            ``sentence``, ``text`` that the file has.
+        text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
         label_column: integers or strings; ``01`` and ``1`` are two labels.
         need_label: False leaves the labels unread.
         regression: the labels are numbers; floating ones will do.
@@ -71,14 +77,21 @@ def load_table(
     if table is None:
         raise ValueError(f"{path}: expected at least one row, got none")
     texts = _find_text_columns(path, table.column_names, text_columns)
-    columns = {f"sentence{i}": _strings(path, table, name) for i, name in enumerate(texts, start=1)}
+    columns = [_strings(path, table, name) for name in texts]
+    labels = None
     if need_label:
         _check_columns(path, table.column_names, (label_column,))
         kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
         if regression:
             kinds = {"a number": ("int", "uint", "float", "double")}
-        columns["label"] = _strings(path, table, label_column, kinds)
-    return Dataset.from_dict(columns)
+        labels = _strings(path, table, label_column, kinds)
+    return table_of(columns, labels)
+
+
+def table_of(texts: Sequence[list[str]], labels: list[str] | None) -> Dataset:
+    """A table as `load_table` returns it, from one or two columns of text and perhaps labels."""
+    columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
+    return Dataset.from_dict(columns if labels is None else columns | {"label": labels})
 
 
 def load_splits(

@@ -144,5 +144,31 @@ def evaluate(
     return Evaluation(metrics, predicted.tolist(), exit_layers.tolist(), scores.tolist())
 
 
+LATENCY_ROWS = 256
+
+
+def latency_of(
+    encoder: FastEarlyExitEncoder, data: Dataset, batch_size: int, repeats: int = 3
+) -> Callable[[float], float]:
+    """A function from a threshold to the mean milliseconds of a call of `batch_size` rows.
+
+    The median of whole passes over the first rows of `data`, at most `LATENCY_ROWS` or one batch.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    rows = data.select(range(min(len(data), max(LATENCY_ROWS, batch_size))))
+    batches = padded_batches(rows, encoder.tokenizer, batch_size)
+
+    def milliseconds(threshold: float) -> float:
+        encoder.threshold = threshold
+        passes = time_passes({"calls": lambda: [encoder(**batch) for batch in batches]}, repeats)
+        return 1000.0 * statistics.median(passes["calls"]) / len(batches)
+
+    return milliseconds
+
+
 def _join(outputs: Sequence[EarlyExitOutput], name: str) -> Tensor:
     return torch.cat([getattr(output, name) for output in outputs]).cpu()

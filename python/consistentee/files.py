@@ -57,6 +57,24 @@ def write_json(path: str | Path, content: dict[str, Any]) -> None:
         partial.write_text(text + "\n", encoding="utf-8")
 
 
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds no JSON object.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, got: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def check_table(path: str | Path) -> None:
     """Raise, before the work, unless `write_table` knows the suffix and can write there."""
     suffix = Path(path).suffix

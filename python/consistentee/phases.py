@@ -108,8 +108,11 @@ class Phases:
             save_memorized_layers(folder, self.memorized)
 
     def hold_out(self) -> Unseen:
-        """Phase 1 on the other rows."""
+        """Phase 1 on the other rows; on all rows where none are held out."""
         (held_out,) = self.unseen_rows
+        if not self.settings.held_out:
+            self.train_trunk("trunk", held_out)
+            return self.look_at(np.flatnonzero(held_out))
         self.train_trunk("trunk", ~held_out)
         return self.calibrate(self.look_at(np.flatnonzero(held_out)))
 
@@ -217,7 +220,7 @@ class Phases:
             train_dataset=data,
             data_collator=self.collate,
             epochs=settings.joint_epochs,
-            batch_size=settings.batch_size,
+            batch_size=settings.joint_batch_size,
             learning_rate=settings.joint_learning_rate,
             head_learning_rate=settings.joint_learning_rate * settings.head_factor,
             alpha_range=self.model.config.alpha_range,

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
-from transformers import AutoConfig, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    DataCollatorWithPadding,
+    PreTrainedConfig,
+)
 
+from consistentee.calibration import (
+    threshold_for_accuracy,
+    threshold_for_latency,
+    threshold_for_ratio,
+)
 from consistentee.data import encode, label_names
-from consistentee.evaluation import Evaluation, class_names, evaluate, load_model
+from consistentee.evaluation import Evaluation, class_names, evaluate, latency_of, load_model
+from consistentee.exit_scores import exit_scores
+from consistentee.exit_states import exit_outputs, exit_report
+from consistentee.files import write_json
+from consistentee.hardness import correct_layers
 from consistentee.modeling import ConsistentEEForSequenceClassification
 from consistentee.settings import TrainingSettings
 from consistentee.training import train
@@ -91,6 +109,22 @@ def encode_for(
     return encode(table, tokenizer, model.max_length, names, model.config.regression)
 
 
+def training_fields(*given: Mapping[str, Any]) -> tuple[TrainingSettings, dict[str, Any]]:
+    """Settings and the fields of `ConsistentEEConfig`, from mappings that hold both; a later
+    mapping goes before an earlier one, and None says nothing.
+    """
+    chosen = {n: value for values in given for n, value in values.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    settings = TrainingSettings(**{n: value for n, value in chosen.items() if n in names})
+    return settings, {n: value for n, value in chosen.items() if n not in names}
+
+
+def needs_regression(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint predicts numbers, so that labels are to be read as such."""
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    return config.get("problem_type") == "regression"
+
+
 def evaluate_checkpoint(
     checkpoint: str | os.PathLike[str],
     table: Dataset,
@@ -103,6 +137,71 @@ def evaluate_checkpoint(
     model = load_model(checkpoint)
     data = encode_for(model, table, encoder.tokenizer)
     return evaluate(encoder, model, data, encoder.tokenizer)
+
+
+def calibrate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    table: Dataset,
+    *,
+    max_accuracy_drop: float | None = None,
+    confidence: float = 0.95,
+    layer_ratio: float | None = None,
+    latency_ms: float | None = None,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """Find the threshold that meets one wish and write it into the checkpoint's config.json.
+
+    Args:
+        checkpoint: a local folder.
+        table: labelled rows that the model was not trained on.
+        max_accuracy_drop: of the guarantee `consistentee.calibration.threshold_for_accuracy` gives.
+        confidence: of that guarantee.
+        layer_ratio: at least this on these rows, see `threshold_for_ratio`.
+        latency_ms: mean milliseconds of a call of `batch_size` rows, measured here, see
+            `threshold_for_latency`.
+        batch_size: of `latency_ms`.
+
+    Returns:
+        ``threshold``, and what it gives on these rows: ``layer_ratio``, the task's metric, and the
+        same at full depth.
+
+    Raises:
+        ValueError: not one wish but several or none, one that cannot be met, or a checkpoint that
+            cannot be calibrated.
+    """
+    folder = Path(checkpoint)
+    config_file = folder / "config.json"
+    if not config_file.is_file():
+        raise ValueError(f"{checkpoint}: expected a local checkpoint folder, found no config.json")
+    wishes = (max_accuracy_drop, layer_ratio, latency_ms)
+    if sum(wish is not None for wish in wishes) != 1:
+        raise ValueError(
+            "calibrate: expected one of max_accuracy_drop, layer_ratio and latency_ms, got "
+            f"{sum(wish is not None for wish in wishes)}"
+        )
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
+    _check_trained(checkpoint, encoder)
+    model = load_model(checkpoint)
+    config: Any = model.config
+    data = encode_for(model, table, encoder.tokenizer)
+    output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
+    scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
+    labels = torch.tensor(data["labels"])
+    if layer_ratio is not None:
+        threshold = threshold_for_ratio(scores, layer_ratio)
+    elif latency_ms is not None:
+        latency = latency_of(encoder, data, batch_size)
+        threshold = threshold_for_latency(scores, latency_ms, latency)
+    else:
+        assert max_accuracy_drop is not None  # the third wish
+        if config.regression:
+            raise ValueError("max_accuracy_drop: expected a classifier, got a regression")
+        correct = correct_layers(output.exit_logits, labels)
+        threshold = threshold_for_accuracy(scores, correct, max_accuracy_drop, confidence)
+    config.threshold = threshold
+    written = json.loads(config_file.read_text(encoding="utf-8"))
+    write_json(config_file, {**written, "threshold": threshold})
+    return {"threshold": threshold, **exit_report(output, labels, config)}
 
 
 def predict_table(

@@ -16,14 +16,16 @@ class TrainingSettings:
     Args:
         epochs: of phase 1.
         policy_epochs: of phase 2, over the held-out rows.
-        joint_epochs: of phase 3, over the held-out rows.
-        batch_size: rows of a step in phases 1 and 3.
+        joint_epochs: of phase 3, over all rows.
+        batch_size: rows of a step in phase 1.
         policy_batch_size: rows of a step in phase 2.
+        joint_batch_size: rows of a step in phase 3.
         learning_rate: of the backbone in phase 1.
         joint_learning_rate: of the backbone in phase 3.
         head_factor: in both, the heads' learning rate over the backbone's.
         policy_learning_rate: of phase 2.
-        held_out: share of the rows of each class that phase 1 does not see.
+        held_out: share of the rows of each class that phase 1 does not see; 0: policies learn
+            from the rows it has seen, as in the paper.
         folds: 2 or more hold out each fold in turn (cross-fitting) in place of one share; 0: none.
         spread: share of a row's loss in phase 3 that all layers have alike, in [0, 1]; the rest
             goes by where the row leaves.
@@ -37,7 +39,7 @@ class TrainingSettings:
             for it.
 
     Raises:
-        ValueError: a number is not above 0, or `held_out` not below 1.
+        ValueError: a field is outside its range.
     """
 
     epochs: int = 3
@@ -45,6 +47,7 @@ class TrainingSettings:
     joint_epochs: int = 1
     batch_size: int = 32
     policy_batch_size: int = 64
+    joint_batch_size: int = 32
     learning_rate: float = 5e-5
     joint_learning_rate: float = 1e-5
     head_factor: float = 10.0
@@ -64,8 +67,8 @@ class TrainingSettings:
         for name in (f.name for f in fields(self) if f.name not in _CHECKED_APART):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
-        if self.held_out >= 1:
-            raise ValueError(f"held_out: expected a share below 1, got {self.held_out}")
+        if not 0.0 <= self.held_out < 1.0:
+            raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}")
         if not 0.0 <= self.spread <= 1.0:
             raise ValueError(f"spread: expected a share in [0, 1], got {self.spread}")
         if self.seed < 0:
@@ -81,4 +84,7 @@ class TrainingSettings:
         return build_estimator(self.estimator, self.samples, self.epsilon)
 
 
-_CHECKED_APART = ("folds", "spread", "reward", "estimator", "samples", "epsilon", "seed", "bf16")
+_CHECKED_APART = (
+    *("held_out", "folds", "spread", "seed", "bf16"),
+    *("reward", "estimator", "samples", "epsilon"),
+)

@@ -129,8 +129,8 @@ def _open(
         "num_layers": num_layers,
         "config": config,
         "settings": identity_of_settings,
-        "train_data": _fingerprint(train_data),
-        "dev_data": _fingerprint(dev_data),
+        "train_data": fingerprint(train_data),
+        "dev_data": fingerprint(dev_data),
     }
     with processes().main_process_first():
         run = RunFolder(output, identity)
@@ -138,9 +138,13 @@ def _open(
 
 
 def _unseen_rows(labels: list[Any], settings: TrainingSettings) -> list[BoolArray]:
-    """The rows to hold out of a trunk: each fold of one of its own, or one share of the one."""
+    """The rows policies learn from: each fold, held out of a trunk of its own, or one share, held
+    out of the one; or all, held out of none.
+    """
     if settings.folds:
         return fold_rows(labels, settings.folds, settings.seed)
+    if not settings.held_out:
+        return [np.ones(len(labels), dtype=bool)]
     return [held_out_rows(labels, settings.held_out, settings.seed)]
 
 
@@ -164,7 +168,8 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
         )
 
 
-def _fingerprint(data: Dataset) -> str:
+def fingerprint(data: Dataset) -> str:
+    """What tells the rows of a data set, their order included, from any other."""
     digest = hashlib.sha256()
     for rows in data.select_columns(["input_ids", "labels"]).iter(1000):
         digest.update(json.dumps(rows).encode())

@@ -1,0 +1,61 @@
+"""The command line. Errors are one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from transformers.utils.logging import disable_progress_bar
+
+from consistentee.cli.checkpoints import calibrate, evaluate, predict, report
+from consistentee.cli.options import Option, Seed
+from consistentee.cli.tables import show_metrics
+from consistentee.cli.training import compare, train
+from consistentee_ext import backend_report
+
+app = typer.Typer(
+    help="Early-exit classifiers: train, calibrate, evaluate, compare, report, predict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+for command in (train, calibrate, evaluate, compare, report, predict):
+    app.command()(command)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, Option(help="Folder to work in.")] = Path("runs/demo"),
+    seed: Seed = 42,
+) -> None:
+    """Train, evaluate and report on docstrings found on this machine; no download."""
+    from consistentee.demo import run_demo
+
+    metrics = run_demo(output, seed)
+    show_metrics("Which library is a docstring from?", metrics)
+    Console().print(f"report: {output / 'report.html'}")
+
+
+@app.command()
+def backends() -> None:
+    """Say which backends can run here, and why the others cannot."""
+    Console().print(backend_report(), highlight=False)
+
+
+def main() -> None:
+    """Run the command line; every foreseeable failure is one line and exit code 2."""
+    disable_progress_bar()  # of loading weights; training and prediction show their own
+    try:
+        code = app(standalone_mode=False)
+    except (typer.TyperException, ValueError, TypeError, OSError, RuntimeError) as error:
+        text = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        line = " ".join(text.split()) or type(error).__name__
+        sys.stderr.write(f"consistentee: {line}\n")
+        code = 2
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("consistentee: interrupted\n")
+        code = 130
+    sys.exit(code)

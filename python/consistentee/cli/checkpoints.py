@@ -1,0 +1,138 @@
+"""Commands on a trained checkpoint: calibrate, evaluate, predict, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from consistentee.cli.options import (
+    AlphaAsked,
+    Checkpoint,
+    File,
+    LabelColumn,
+    Option,
+    TextColumns,
+    Threshold,
+)
+from consistentee.cli.tables import figure, show, show_metrics
+
+
+def calibrate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder; its config is written.")],
+    data: Annotated[
+        Path, Option("--data", help="File of labelled text that the model was not trained on.")
+    ],
+    max_accuracy_drop: Annotated[
+        float | None, Option(help="Lose at most this share of right answers, guaranteed.")
+    ] = None,
+    confidence: Annotated[float, Option(help="Of that guarantee.")] = 0.95,
+    layer_ratio: Annotated[
+        float | None, Option(help="Run at least this many times fewer layers.")
+    ] = None,
+    latency_ms: Annotated[
+        float | None, Option(help="Take at most this long for a call, on this machine.")
+    ] = None,
+    batch_size: Annotated[int, Option(help="Rows of such a call.")] = 1,
+    text_column: TextColumns = None,
+    label_column: LabelColumn = "label",
+) -> None:
+    """Find the exit threshold that meets one wish; write it into the checkpoint's config."""
+    from consistentee.data import load_table
+    from consistentee.runs import calibrate_checkpoint, needs_regression
+
+    table = load_table(
+        data, text_column or None, label_column, regression=needs_regression(checkpoint)
+    )
+    found = calibrate_checkpoint(
+        checkpoint,
+        table,
+        max_accuracy_drop=max_accuracy_drop,
+        confidence=confidence,
+        layer_ratio=layer_ratio,
+        latency_ms=latency_ms,
+        batch_size=batch_size,
+    )
+    metric = next(name[len("full_depth_") :] for name in found if name.startswith("full_depth_"))
+    show(
+        f"{checkpoint} on {data}",
+        {
+            "threshold": f"{found['threshold']:.4f}",
+            "layer ratio": f"{found['layer_ratio']:.2f}",
+            metric: figure(metric, found[metric]),
+            f"{metric} at full depth": figure(metric, found[f"full_depth_{metric}"]),
+        },
+    )
+
+
+def evaluate(
+    checkpoint: Checkpoint,
+    data: File,
+    threshold: Threshold = None,
+    alpha: AlphaAsked = None,
+    json: Annotated[Path | None, Option(help="File to write the figures to.")] = None,
+    text_column: TextColumns = None,
+    label_column: LabelColumn = "label",
+) -> None:
+    """Measure accuracy, layers and seconds, beside the same model at full depth."""
+    from consistentee.data import load_table
+    from consistentee.files import check_writable, write_json
+    from consistentee.runs import evaluate_checkpoint, needs_regression
+
+    if json is not None:
+        check_writable(json)
+    table = load_table(
+        data, text_column or None, label_column, regression=needs_regression(checkpoint)
+    )
+    metrics = evaluate_checkpoint(checkpoint, table, threshold, alpha).metrics
+    if json is not None:
+        write_json(json, metrics)
+    show_metrics(f"{checkpoint} on {data}", metrics)
+
+
+def predict(
+    checkpoint: Checkpoint,
+    input: Annotated[Path, typer.Argument(help="File of text: TSV, CSV, JSONL or Parquet.")],
+    output: Annotated[Path, Option(help="File to write; its suffix says what kind.")],
+    threshold: Threshold = None,
+    alpha: AlphaAsked = None,
+    text_column: TextColumns = None,
+) -> None:
+    """Classify the rows of a file; writes them with prediction, exit layer and score."""
+    from consistentee.data import load_table
+    from consistentee.files import check_table, write_table
+    from consistentee.runs import predict_table
+
+    check_table(output)
+    table = load_table(input, text_column or None, need_label=False)
+    write_table(output, predict_table(checkpoint, table, threshold, alpha))
+
+
+def report(
+    checkpoint: Checkpoint,
+    data: File,
+    output: Annotated[Path, Option(help="Page to write, .html; .png and .json stand beside it.")],
+    comparison: Annotated[
+        Path | None, Option(help="comparison.json of `compare`: its curves are drawn too.")
+    ] = None,
+    threshold: Threshold = None,
+    alpha: AlphaAsked = None,
+    text_column: TextColumns = None,
+    label_column: LabelColumn = "label",
+) -> None:
+    """Show on one page what early exit does to a labelled file: curves, exits, seconds."""
+    from consistentee.data import load_table
+    from consistentee.files import check_writable, read_json
+    from consistentee.report import write_report
+    from consistentee.report_data import build_report
+
+    if output.suffix != ".html":
+        raise ValueError(f"output: expected a name that ends in .html, got {output}")
+    check_writable(output)
+    curves = None if comparison is None else read_json(comparison)
+    table = load_table(data, text_column or None, label_column)
+    page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)
+    write_report(output, page)
+    Console().print(f"report: {output}")

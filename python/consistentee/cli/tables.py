@@ -1,0 +1,89 @@
+"""Figures as tables on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Json = dict[str, Any]
+
+
+def figure(metric: str, value: float) -> str:
+    return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
+
+
+def show(title: str, rows: dict[str, str]) -> None:
+    table = Table(title=title, show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    Console().print(table)
+
+
+def show_metrics(title: str, metrics: dict[str, Any]) -> None:
+    """The figures of an evaluation as a table."""
+    full, fast = metrics["full_depth_seconds"], metrics["seconds"]
+    names = [name[len("full_depth_") :] for name in metrics if name.startswith("full_depth_")]
+    quality = {
+        f"{name}{where}": figure(name, metrics[f"{field}{name}"])
+        for name in names
+        if name != "seconds"
+        for field, where in (("", ""), ("full_depth_", " at full depth"))
+    }
+    show(
+        title,
+        {
+            **quality,
+            "mean exit layer": f"{metrics['mean_exit_layer']:.2f} of {metrics['num_layers']}",
+            "layer ratio": f"{metrics['layer_ratio']:.2f}",
+            "rows leaving at each layer": " ".join(map(str, metrics["exit_histogram"])),
+            "seconds": f"{fast:.3f}",
+            "seconds, Hugging Face at full depth": f"{full:.3f}",
+            "wall-clock ratio": f"{full / fast:.2f}x",
+            "": f"{metrics['rows']} rows, batches of {metrics['batch_size']}, {metrics['dtype']}, "
+            f"{metrics['threads']} threads, backend {metrics['backend']}",
+        },
+    )
+
+
+def show_comparison(title: str, result: Json) -> None:
+    """One task: accuracy of each method at each ratio, the area, mean and deviation over seeds."""
+    rows = [
+        (name, [*method["accuracy"], method["area"]]) for name, method in result["methods"].items()
+    ]
+    _show_methods(title, result, rows, [*_ratios(result), "area"])
+    point = result["operating_point"]
+    Console().print(
+        f"ConsistentEE at the threshold that dev gave: accuracy {_percent(point['accuracy'])} at "
+        f"layer ratio {point['layer_ratio']['mean']:.2f}, full depth "
+        f"{_percent(point['full_depth_accuracy'])}"
+    )
+
+
+def show_average(methods: dict[str, list[Json]], result: Json) -> None:
+    """The mean over tasks; `result` is of one of them, for ratios and seeds."""
+    _show_methods("average over tasks", result, list(methods.items()), _ratios(result))
+
+
+def _ratios(result: Json) -> list[str]:
+    return [f"{ratio:.1f}" for ratio in result["ratios"]]
+
+
+def _show_methods(
+    title: str, result: Json, rows: list[tuple[str, list[Json]]], columns: list[str]
+) -> None:
+    seeds = len(result["seeds"])
+    caption = f"accuracy (%) at layer ratio; {seeds} seed{'s' if seeds > 1 else ''}"
+    table = Table(title=title, caption=caption)
+    for column in ("", *columns):
+        table.add_column(column, justify="left" if column == "" else "right")
+    for name, figures in rows:
+        table.add_row(name, *map(_percent, figures))
+    Console().print(table)
+
+
+def _percent(figure: Json) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    deviation = f" ± {100 * figure['sd']:.2f}" if len(figure["values"]) > 1 else ""
+    return f"{100 * figure['mean']:.2f}{deviation}"
