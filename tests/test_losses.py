@@ -75,7 +75,7 @@ def test_joint_loss_adds_the_cross_entropy_of_the_classifier_at_the_exit(output)
 
 def test_policies_learn_from_the_held_out_rows_of_a_batch_alone(output):
     held_out = torch.tensor([True, False, False, True])
-    LOSSES.joint(output, {**BATCH, "held_out": held_out}).backward()
+    LOSSES.joint(output, {**BATCH, "for_policies": held_out}).backward()
     gradient = output.policy_logits.grad
     assert (gradient[held_out] != 0).any(dim=1).all()
     assert (gradient[~held_out] == 0).all()

@@ -42,8 +42,16 @@ SETTINGS = TrainingSettings(
     held_out=0.25,
     bf16=False,
 )
-# 36 rows for phase 1, 12 for phase 2, all 48 for phase 3: steps of 8 rows, two epochs each.
-STEPS = {"trunk": 2 * 5, "policies": 2 * 2, "joint": 2 * 6}
+# All 48 rows train a trunk, 36 one that misses the 12 that policies learn from: steps of 8 rows,
+# two epochs each.
+STEPS = {
+    "trunk.held_out": 2 * 5,
+    "trunk": 2 * 6,
+    "policies": 2 * 2,
+    "joint.held_out": 2 * 5,
+    "joint": 2 * 6,
+    "policies.2": 2 * 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -144,33 +152,68 @@ def moved(phase: Recorder) -> set[str]:
 
 
 def test_each_phase_moves_its_parameters_alone(phases):
-    trunk, policies, joint = phases
-    assert moved(trunk) == {"trunk", "classifiers"}
-    assert moved(policies) == {"policies"}
-    assert moved(joint) == {"trunk", "classifiers", "policies"}
+    assert [phase.phase for phase in phases] == list(STEPS)
+    for phase in phases:
+        policies = phase.phase.startswith("policies")
+        assert moved(phase) == ({"policies"} if policies else {"trunk", "classifiers"})
 
 
-def test_policies_learn_from_the_rows_phase_1_did_not_see(phases, data):
-    trunk, policies, joint = phases
-    held_out = held_out_rows(data[0]["labels"], SETTINGS.held_out, SETTINGS.seed)
-    assert (
-        trunk.train_dataset["input_ids"] == data[0].select(np.flatnonzero(~held_out))["input_ids"]
-    )
-    expected = data[0].select(np.flatnonzero(held_out))
-    assert [int(row["labels"]) for row in policies.train_dataset] == expected["labels"]
-    assert joint.train_dataset["input_ids"] == data[0]["input_ids"]
-    assert joint.train_dataset["held_out"] == held_out.tolist()
+def same_but_for_temperature(after: Recorder, before: Recorder) -> bool:
+    """Whether a phase goes on from another's trunk, whose classifiers were calibrated between."""
+    kept = {n: p for n, p in before.before.items() if ".policy." not in n}
+    return all(torch.equal(p, after.after[n]) for n, p in kept.items() if ".classifier." not in n)
+
+
+def test_each_trunk_goes_on_from_where_it_was(phases):
+    held_out, trunk, policies, joint_held_out, joint, _ = phases
+    assert all(torch.equal(p, trunk.before[n]) for n, p in held_out.before.items())
+    assert same_but_for_temperature(held_out, joint_held_out)
+    assert same_but_for_temperature(trunk, joint)
+    for name in policies.after:
+        if ".policy." in name:
+            assert torch.equal(policies.after[name], joint.after[name])
+
+
+def test_policies_learn_from_rows_that_one_trunk_has_not_seen(phases, data):
+    held_out, trunk, policies, joint_held_out, joint, last = phases
+    unseen = held_out_rows(data[0]["labels"], SETTINGS.held_out, SETTINGS.seed)
+    seen = data[0].select(np.flatnonzero(~unseen))
+    expected = data[0].select(np.flatnonzero(unseen))
+    for phase in (held_out, joint_held_out):
+        assert phase.train_dataset["input_ids"] == seen["input_ids"]
+    for phase in (trunk, joint):
+        assert phase.train_dataset["input_ids"] == data[0]["input_ids"]
+    for phase in (policies, last):
+        assert [int(row["labels"]) for row in phase.train_dataset] == expected["labels"]
+    assert not any(joint.train_dataset["for_policies"])
     layers = np.array(joint.train_dataset["hardness"])
-    assert [int(row["hardness"]) for row in policies.train_dataset] == layers[held_out].tolist()
+    assert [int(row["hardness"]) for row in policies.train_dataset] == layers[unseen].tolist()
+
+
+def states_of(backbone: Path, phase: Recorder, row: dict) -> torch.Tensor:
+    model = ConsistentEEForSequenceClassification.from_backbone(backbone)
+    model.load_state_dict(phase.after)
+    with torch.no_grad():
+        return model.eval()(input_ids=torch.tensor([row["input_ids"]])).states[0]
+
+
+def test_policies_learn_once_more_what_the_classifiers_are_like_in_the_end(phases, data, backbone):
+    held_out, _, policies, joint_held_out, _, last = phases
+    unseen = held_out_rows(data[0]["labels"], SETTINGS.held_out, SETTINGS.seed)
+    row = data[0][int(np.flatnonzero(unseen)[0])]
+    for phase, trunk in ((policies, held_out), (last, joint_held_out)):
+        expected = states_of(backbone, trunk, row)
+        torch.testing.assert_close(phase.train_dataset[0]["states"], expected)
 
 
 def test_memorized_layers_are_those_of_the_trunk(phases, data, backbone, trained):
-    """Of the checkpoint that phase 1 leaves, row by row, looked up by what the row holds."""
-    trunk = phases[0]
-    model = ConsistentEEForSequenceClassification.from_backbone(backbone)
-    model.load_state_dict(trunk.after)
+    """Of what phase 1 leaves, unseen where that can be, looked up by what the row holds."""
+    held_out, trunk = phases[:2]
+    unseen = held_out_rows(data[0]["labels"], SETTINGS.held_out, SETTINGS.seed)
     stored = load_memorized_layers(trained)
-    for row, key in zip(data[0], row_hashes(data[0]), strict=True):
+    model = ConsistentEEForSequenceClassification.from_backbone(backbone)
+    for row, key, missed in zip(data[0], row_hashes(data[0]), unseen, strict=True):
+        model.load_state_dict((held_out if missed else trunk).after)
         with torch.no_grad():
             logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).exit_logits
         correct = logits.argmax(-1) == row["labels"]
@@ -188,7 +231,8 @@ def test_without_held_out_rows_policies_learn_from_all(backbone, data, tmp_path)
         trunk, policies, joint = Recorder.phases
     assert trunk.train_dataset["input_ids"] == data[0]["input_ids"]
     assert [int(row["labels"]) for row in policies.train_dataset] == data[0]["labels"]
-    assert all(joint.train_dataset["held_out"])
+    assert all(joint.train_dataset["for_policies"])
+    assert moved(joint) == {"trunk", "classifiers", "policies"}
     name = "heads.0.classifier.weight"
     assert torch.equal(trunk.after[name], policies.before[name])
 
@@ -204,23 +248,23 @@ def cross_fitted(backbone, data, tmp_path_factory) -> list[Recorder]:
 
 
 def test_cross_fitting_holds_out_each_fold_in_turn(cross_fitted, data):
-    *folds, trunk, policies, joint = cross_fitted
+    folds, (trunk, policies), joint = cross_fitted[:3], cross_fitted[3:5], cross_fitted[5:-1]
     masks = fold_rows(data[0]["labels"], 3, SETTINGS.seed)
-    for phase, mask in zip(folds, masks, strict=True):
+    for phase, mask in zip([*folds, *joint[:3]], masks * 2, strict=True):
         expected = data[0].select(np.flatnonzero(~mask))
         assert phase.train_dataset["input_ids"] == expected["input_ids"]
+    for phase in folds:
         assert all(torch.equal(phase.before[n], folds[0].before[n]) for n in phase.before)
-    assert trunk.train_dataset["input_ids"] == data[0]["input_ids"]
+    for phase in (trunk, joint[3]):
+        assert phase.train_dataset["input_ids"] == data[0]["input_ids"]
     assert all(torch.equal(trunk.before[n], folds[0].before[n]) for n in trunk.before)
     assert [int(row["labels"]) for row in policies.train_dataset] == data[0]["labels"]
-    assert not any(joint.train_dataset["held_out"])
-    assert moved(joint) == {"trunk", "classifiers"}
 
 
 def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_says(
     cross_fitted, backbone, data
 ):
-    *folds, _, policies, _ = cross_fitted
+    folds, policies = cross_fitted[:3], cross_fitted[4]
     masks = fold_rows(data[0]["labels"], 3, SETTINGS.seed)
     for phase, mask in zip(folds, masks, strict=True):
         model = ConsistentEEForSequenceClassification.from_backbone(backbone)
@@ -231,13 +275,15 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
             torch.testing.assert_close(policies.train_dataset[row]["states"], output.states[0])
             # Cooled: each layer's logits are divided by one number.
             ratio = output.exit_logits[0] / policies.train_dataset[row]["exit_logits"]
-            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio))
+            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)
 
 
 def test_iterations_alternate_phases_2_and_3(backbone, data, tmp_path):
     settings = replace(SETTINGS, iterations=2)
     log = train(backbone, *data, tmp_path / "model", tokenizer(), settings)
-    assert list(log["phases"]) == ["trunk", "policies", "joint", "policies.2", "joint.2"]
+    assert [name for name in log["phases"] if "held_out" not in name] == [
+        *("trunk", "policies", "joint", "policies.2", "joint.2", "policies.3"),
+    ]
 
 
 @pytest.mark.parametrize("reward", ["plain", "oracle"])
@@ -247,11 +293,11 @@ def test_the_reward_decides_what_hardness_is(backbone, data, tmp_path, reward, p
         patch.setattr(Recorder, "phases", [])
         settings = replace(SETTINGS, reward=reward)
         train(backbone, *data, tmp_path / "model", tokenizer(), settings)
-        joint = Recorder.phases[-1]
+        joint = Recorder.phases[-2]
     if reward == "plain":
         assert "hardness" not in joint.train_dataset.column_names
         return
-    guided = np.array(phases[-1].train_dataset["hardness"])
+    guided = np.array(phases[-2].train_dataset["hardness"])
     oracle = np.array(joint.train_dataset["hardness"])
     assert (oracle <= guided).all()
     assert (oracle < guided).any()
@@ -269,7 +315,8 @@ def test_an_adjustable_model_is_trained_over_a_range_of_alpha(backbone, data, tm
         patch.setattr(Losses, "_estimate", recorded)
         train(backbone, *data, tmp_path / "model", tokenizer(), SETTINGS, alpha_range=[0.01, 1.0])
     drawn = torch.cat(seen)
-    assert len(drawn) == 2 * 12 + 2 * 48  # one for each row of each batch of phases 2 and 3
+    # One for each row of each batch of phases 2 and 3: 12 rows twice, 36 and 48, two epochs each.
+    assert len(drawn) == 2 * (12 + 36 + 48 + 12)
     assert drawn.min() >= 0.01
     assert drawn.max() <= 1.0
     # Its logarithm is uniform: half of the draws lie below the geometric mean.
@@ -346,12 +393,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_its_checkpoints(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Losses, "joint", broken)
         with pytest.raises(
-            RuntimeError, match=r"^joint: expected a finite loss, got nan at step 9;"
+            RuntimeError, match=r"^joint.held_out: expected a finite loss, got nan at step 9;"
         ):
             train(backbone, *data, output, tokenizer(), SETTINGS)
     assert not output.exists()
-    kept = tmp_path / "model.partial" / "joint.checkpoints"
-    assert [folder.name for folder in kept.iterdir()] == ["checkpoint-6"]
+    kept = tmp_path / "model.partial" / "joint.held_out.checkpoints"
+    assert [folder.name for folder in kept.iterdir()] == ["checkpoint-5"]
     log = train(backbone, *data, output, tokenizer(), SETTINGS)  # goes on from there
     assert list(log["phases"]) == list(STEPS)
 
@@ -385,8 +432,11 @@ def kill_at(patch: pytest.MonkeyPatch, step: int | None) -> list[int]:
 
 @pytest.mark.parametrize(
     ("step", "lost"),
-    [(3, 3), (7, 2), (13, 3), (22, 2)],
-    ids=["trunk, epoch 1", "trunk, epoch 2", "policies", "joint, epoch 2"],
+    [(3, 3), (7, 2), (24, 2), (31, 0), (33, 2), (47, 5), (50, 2)],
+    ids=[
+        *("trunk, epoch 1", "trunk, epoch 2", "policies", "between epochs", "joint, epoch 2"),
+        *("joint of all rows", "last policies"),
+    ],
 )
 def test_a_killed_run_goes_on(backbone, data, trained, tmp_path, step, lost):
     output = tmp_path / "model"

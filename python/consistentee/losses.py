@@ -29,7 +29,7 @@ class Losses:
     - ``hardness [B]`` int64 in 1..L, which the reward is guided by; without it depth costs every
       row the same;
     - ``alpha [B]``, the price of a layer drawn for each row, in place of the model's;
-    - ``held_out [B]`` bool, the rows that policies may learn from; without it all.
+    - ``for_policies [B]`` bool, in phase 3: the rows that policies may learn from; without it all.
 
     Args:
         estimator: of the expected reward, see `consistentee.estimators`.
@@ -69,8 +69,8 @@ class Losses:
         loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
         estimate = self._estimate(output, batch, loss)
         policy_loss = estimate.policy_loss
-        if "held_out" in batch:
-            policy_loss = policy_loss * batch["held_out"]
+        if "for_policies" in batch:
+            policy_loss = policy_loss * batch["for_policies"]
         weights = (1.0 - self.spread) * estimate.exit_weights + self.spread / loss.shape[1]
         return (policy_loss + (weights * loss).sum(dim=1)).mean()
 

@@ -47,10 +47,25 @@ class Unseen:
     exit_logits: Tensor
 
 
-class Phases:
-    """The phases of one run; each starts from the weights that the one before left in the model.
+@dataclass(frozen=True)
+class Trunk:
+    """One of the trunks of a run: ``seen [N]`` marks the rows it learns from, ``unseen [N]`` those
+    it says policies something about; the suffix is that of its phases.
+    """
 
-    ``unseen_rows`` are what policies learn from: one choice of rows, or the folds.
+    name: str
+    seen: BoolArray
+    unseen: BoolArray
+
+    @property
+    def suffix(self) -> str:
+        return f".{self.name}" if self.name else ""
+
+
+class Phases:
+    """The phases of one run; each goes on from the weights its trunk and the policies had.
+
+    `trunks` train side by side from the same start; the last one is the model's.
     """
 
     def __init__(
@@ -58,7 +73,7 @@ class Phases:
         run: RunFolder,
         model: ConsistentEEForSequenceClassification,
         train_data: Dataset,
-        unseen_rows: Sequence[BoolArray],
+        trunks: Sequence[Trunk],
         dev_data: Dataset,
         tokenizer: PreTrainedTokenizerBase,
         settings: TrainingSettings,
@@ -66,7 +81,8 @@ class Phases:
         self.run = run
         self.model = model
         self.train_data = train_data
-        self.unseen_rows = unseen_rows
+        self.trunks = trunks
+        self.cross_fitted = len(trunks) > 1
         self.dev_data = dev_data
         self.tokenizer = tokenizer
         self.settings = settings
@@ -78,23 +94,32 @@ class Phases:
             settings.build_estimator(), config.alpha, config.label_std, settings.spread
         )
         self.logs: dict[str, Json] = {}
+        self.learnt = {trunk.name: self.trunk_weights() for trunk in trunks}
 
     def run_all(self) -> Json:
-        """The three phases."""
-        unseen = self.cross_fit() if self.settings.folds else self.hold_out()
+        """The three phases, 2 and 3 as often as asked; where policies could not move along in
+        phase 3, they learn once more what the classifiers are like in the end.
+        """
+        settings = self.settings
+        for trunk in self.trunks:
+            self.train_trunk(trunk, self.losses.trunk, settings.epochs)
+        unseen = self.read_unseen()
         correct = self.correct(unseen)
         self.memorized = _by_hash(row_hashes(self.train_data), memorized_layer(correct))
-        for iteration in range(1, self.settings.iterations + 1):
-            number = "" if iteration == 1 else f".{iteration}"
-            self.train_policies(f"policies{number}", unseen, correct)
-            self.train_jointly(f"joint{number}", unseen, correct)
-            if iteration < self.settings.iterations and not self.settings.folds:
-                unseen = self.look_at(unseen.rows)
+        for iteration in range(1, settings.iterations + 1):
+            if iteration > 1:
+                unseen = self.read_unseen()
+            self.train_policies(_numbered("policies", iteration), unseen, correct)
+            for trunk in self.trunks:
+                self.train_jointly(_numbered("joint", iteration), trunk, correct)
+        if self.cross_fitted:
+            last = _numbered("policies", settings.iterations + 1)
+            self.train_policies(last, self.read_unseen(), correct)
         return self.finish()
 
     def run_trunk(self, loss: Loss, epochs: int) -> Json:
         """Phase 1 alone, on all rows."""
-        self.train_trunk("trunk", np.ones(len(self.labels), dtype=bool), loss, epochs)
+        self.train_trunk(self.trunks[-1], loss, epochs)
         return self.finish()
 
     def finish(self) -> Json:
@@ -107,46 +132,50 @@ class Phases:
         if self.memorized:
             save_memorized_layers(folder, self.memorized)
 
-    def hold_out(self) -> Unseen:
-        """Phase 1 on the other rows; on all rows where none are held out."""
-        (held_out,) = self.unseen_rows
-        if not self.settings.held_out:
-            self.train_trunk("trunk", held_out)
-            return self.look_at(np.flatnonzero(held_out))
-        self.train_trunk("trunk", ~held_out)
-        return self.calibrate(self.look_at(np.flatnonzero(held_out)))
+    def read_unseen(self) -> Unseen:
+        """What each trunk makes of the rows that policies learn from, classifiers calibrated.
 
-    def cross_fit(self) -> Unseen:
-        """Phase 1 once for each fold, on the others, then on all rows; all from the same start."""
-        folds = self.unseen_rows
-        start = {name: value.clone() for name, value in self.model.state_dict().items()}
+        Leaves the model with the weights of the last trunk, which all rows have trained.
+        """
         parts = []
-        for number, fold in enumerate(folds, start=1):
-            self.train_trunk(f"trunk.{number}of{len(folds)}", ~fold)
-            parts.append(self.look_at(np.flatnonzero(fold)))
-            self.model.load_state_dict(start)
-        self.train_trunk("trunk", np.ones(len(self.labels), dtype=bool))
+        for trunk in self.trunks:
+            self.use(trunk)
+            if trunk.unseen.any():
+                parts.append(self.look_at(np.flatnonzero(trunk.unseen)))
         rows = np.concatenate([part.rows for part in parts])
         order = torch.from_numpy(np.argsort(rows))
-        return self.calibrate(
-            Unseen(
-                np.sort(rows),
-                torch.cat([part.states for part in parts])[order],
-                torch.cat([part.exit_logits for part in parts])[order],
-            )
+        unseen = Unseen(
+            rows[order.numpy()],
+            torch.cat([part.states for part in parts])[order],
+            torch.cat([part.exit_logits for part in parts])[order],
         )
+        return self.calibrate(unseen) if self.cross_fitted else unseen
 
     def look_at(self, rows: NDArray[np.intp]) -> Unseen:
         output = exit_outputs(self.model, self.train_data.select(rows), self.collate)
         return Unseen(rows, output.states, output.exit_logits)
 
     def calibrate(self, unseen: Unseen) -> Unseen:
-        """Give each classifier the temperature that suits rows it has not seen."""
+        """Give the classifiers of all trunks the temperatures that suit rows they have not seen."""
         if self.model.config.regression:
             return unseen
         temperatures = best_temperatures(unseen.exit_logits, self.labels[unseen.rows])
-        cool(self.model.heads, temperatures)
+        for trunk in self.trunks:
+            self.use(trunk)
+            cool(self.model.heads, temperatures)
+            self.keep(trunk)
         return Unseen(unseen.rows, unseen.states, unseen.exit_logits / temperatures[:, None])
+
+    def use(self, trunk: Trunk) -> None:
+        """Load what a trunk has learnt so far; policies are the same for all."""
+        self.model.load_state_dict(self.learnt[trunk.name], strict=False)
+
+    def keep(self, trunk: Trunk) -> None:
+        self.learnt[trunk.name] = self.trunk_weights()
+
+    def trunk_weights(self) -> dict[str, Tensor]:
+        weights = self.model.state_dict()
+        return {name: value.clone() for name, value in weights.items() if ".policy." not in name}
 
     def correct(self, unseen: Unseen) -> Tensor:
         """Where each layer answers each training row right, unseen where it can be: ``[N, L]``."""
@@ -157,22 +186,22 @@ class Phases:
             exit_logits[others] = self.look_at(others).exit_logits
         return correct_layers(exit_logits, self.labels, self.model.config.label_std)
 
-    def train_trunk(
-        self, name: str, rows: BoolArray, loss: Loss | None = None, epochs: int | None = None
-    ) -> None:
+    def train_trunk(self, trunk: Trunk, loss: Loss, epochs: int) -> None:
         settings = self.settings
+        self.use(trunk)
         self.move(trunk=True, policies=False)
         self.phase(
-            name,
+            f"trunk{trunk.suffix}",
             self.model,
-            loss=loss or self.losses.trunk,
-            train_dataset=self.train_data.select(np.flatnonzero(rows)),
+            loss=loss,
+            train_dataset=self.train_data.select(np.flatnonzero(trunk.seen)),
             data_collator=self.collate,
-            epochs=epochs or settings.epochs,
+            epochs=epochs,
             batch_size=settings.batch_size,
             learning_rate=settings.learning_rate,
             head_learning_rate=settings.learning_rate * settings.head_factor,
         )
+        self.keep(trunk)
 
     def train_policies(self, name: str, unseen: Unseen, correct: Tensor) -> None:
         """Nothing but policies moves: the trunk has run over their rows once and for all."""
@@ -199,25 +228,25 @@ class Phases:
             checkpoint=False,
         )
 
-    def train_jointly(self, name: str, unseen: Unseen, correct: Tensor) -> None:
-        """All rows train classifiers; policies learn from those that phase 1 did not see.
+    def train_jointly(self, name: str, trunk: Trunk, correct: Tensor) -> None:
+        """Each classifier learns from the rows that leave at it.
 
-        After cross-fitting there are none: the policies stay as they are.
+        Policies move along where they learn from rows that the trunk has seen anyway (the paper's
+        way); else they wait for what it makes of the others.
         """
         settings = self.settings
-        self.move(trunk=True, policies=not settings.folds)
-        held_out = np.zeros(len(self.labels), dtype=bool)
-        if not settings.folds:
-            held_out[unseen.rows] = True
-        data = self.train_data.add_column("held_out", held_out)
+        self.use(trunk)
+        together = not self.cross_fitted
+        self.move(trunk=True, policies=together)
+        data = self.train_data.add_column("for_policies", np.full(len(self.labels), together))
         hardness = self.hardness(correct)
         if hardness is not None:
             data = data.add_column("hardness", hardness.numpy())
         self.phase(
-            name,
+            f"{name}{trunk.suffix}",
             self.model,
             loss=self.losses.joint,
-            train_dataset=data,
+            train_dataset=data.select(np.flatnonzero(trunk.seen)),
             data_collator=self.collate,
             epochs=settings.joint_epochs,
             batch_size=settings.joint_batch_size,
@@ -225,6 +254,7 @@ class Phases:
             head_learning_rate=settings.joint_learning_rate * settings.head_factor,
             alpha_range=self.model.config.alpha_range,
         )
+        self.keep(trunk)
 
     def move(self, *, trunk: bool, policies: bool) -> None:
         """Which parameters the next phase trains: trunk and classifiers, policies."""
@@ -260,6 +290,10 @@ class Phases:
             "dev": exit_report(output, torch.tensor(self.dev_data["labels"]), self.model.config),
         }
         self.run.complete(name, self.model.save_pretrained, self.logs[name])
+
+
+def _numbered(phase: str, iteration: int) -> str:
+    return phase if iteration == 1 else f"{phase}.{iteration}"
 
 
 def _by_hash(hashes: list[int], layers: Tensor) -> dict[int, int]:

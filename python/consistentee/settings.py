@@ -24,9 +24,9 @@ class TrainingSettings:
         joint_learning_rate: of the backbone in phase 3.
         head_factor: in both, the heads' learning rate over the backbone's.
         policy_learning_rate: of phase 2.
-        held_out: share of the rows of each class that phase 1 does not see; 0: policies learn
-            from the rows it has seen, as in the paper.
-        folds: 2 or more hold out each fold in turn (cross-fitting) in place of one share; 0: none.
+        held_out: share of the rows of each class that a second trunk misses, for policies to learn
+            from; 0: they learn from rows that the one trunk has seen, as in the paper.
+        folds: 2 or more: in place of that second trunk one for each fold (cross-fitting); 0: none.
         spread: share of a row's loss in phase 3 that all layers have alike, in [0, 1]; the rest
             goes by where the row leaves.
         iterations: how often phases 2 and 3 alternate.
@@ -49,7 +49,7 @@ class TrainingSettings:
     policy_batch_size: int = 64
     joint_batch_size: int = 32
     learning_rate: float = 5e-5
-    joint_learning_rate: float = 1e-5
+    joint_learning_rate: float = 3e-5
     head_factor: float = 10.0
     policy_learning_rate: float = 2e-3
     held_out: float = 0.2

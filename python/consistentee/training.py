@@ -6,11 +6,12 @@
 3. ``joint``: all together, each classifier on the rows that leave at it. 2 and 3 may alternate.
 
 Policies learn from rows that the classifiers they judge have not seen. On rows it was trained on a
-classifier is nearly always right, and a policy would learn to leave at once. Either a share of the
-rows is held out of phase 1, or (cross-fitting) each fold is held out of a trunk of its own. For the
-same reason classifiers are calibrated on those rows before phase 2: the deeper the layer, the more
-it exaggerates, and a wrong answer given with too much confidence makes leaving early look better
-than it is.
+classifier is nearly always right, and a policy would learn to leave at once. So beside the trunk
+that all rows train there is a second one, which misses a share of them, or (cross-fitting) one for
+each fold; policies learn from what these make of the rows they miss, and judge the first. That
+carries over where policies read predictions. For the same reason classifiers are calibrated on
+those rows before phase 2: the deeper the layer, the more it exaggerates, and a wrong answer given
+with too much confidence makes leaving early look better than it is.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from consistentee.modeling import ConsistentEEForSequenceClassification
-from consistentee.phases import Phases
+from consistentee.phases import Phases, Trunk
 from consistentee.processes import processes
 from consistentee.run_folder import Json, RunFolder
 from consistentee.settings import TrainingSettings
-from consistentee.splits import BoolArray, fold_rows, held_out_rows
+from consistentee.splits import fold_rows, held_out_rows
 
 TRUNK_SETTINGS = ("batch_size", "learning_rate", "head_factor", "seed", "bf16")
 
@@ -123,7 +124,7 @@ def _open(
     model = ConsistentEEForSequenceClassification.from_backbone(backbone, num_layers, **config)
     _check_data("train_data", train_data, model)
     _check_data("dev_data", dev_data, model)
-    unseen = _unseen_rows(train_data["labels"], settings)
+    trunks = _trunks(train_data["labels"], settings)
     identity = {
         "backbone": str(backbone),
         "num_layers": num_layers,
@@ -134,18 +135,24 @@ def _open(
     }
     with processes().main_process_first():
         run = RunFolder(output, identity)
-    return Phases(run, model, train_data, unseen, dev_data, tokenizer, settings)
+    return Phases(run, model, train_data, trunks, dev_data, tokenizer, settings)
 
 
-def _unseen_rows(labels: list[Any], settings: TrainingSettings) -> list[BoolArray]:
-    """The rows policies learn from: each fold, held out of a trunk of its own, or one share, held
-    out of the one; or all, held out of none.
-    """
+def _trunks(labels: list[Any], settings: TrainingSettings) -> list[Trunk]:
+    """The trunk that all rows train, last; before it those that are there for rows they miss."""
+    everything = np.ones(len(labels), dtype=bool)
     if settings.folds:
-        return fold_rows(labels, settings.folds, settings.seed)
-    if not settings.held_out:
-        return [np.ones(len(labels), dtype=bool)]
-    return [held_out_rows(labels, settings.held_out, settings.seed)]
+        masks = fold_rows(labels, settings.folds, settings.seed)
+        others = [
+            Trunk(f"{number}of{len(masks)}", ~mask, mask)
+            for number, mask in enumerate(masks, start=1)
+        ]
+    elif settings.held_out:
+        mask = held_out_rows(labels, settings.held_out, settings.seed)
+        others = [Trunk("held_out", ~mask, mask)]
+    else:
+        return [Trunk("", everything, everything)]
+    return [*others, Trunk("", everything, ~everything)]
 
 
 def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassification) -> None:
