@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -136,6 +137,113 @@ def test_predict_agrees_with_evaluate(
     assert list(tmp_path.iterdir()) == [output, file] or set(tmp_path.iterdir()) == {output, file}
 
 
+def test_calibrate_writes_the_threshold(
+    run: Callable[..., Run], checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(checkpoint, copy)
+    before = json.loads((copy / "config.json").read_text())
+    done = run("calibrate", copy, "--data", data / "dev.tsv", "--layer-ratio", 1.5)
+    assert done.code == 0, done.err
+    config = json.loads((copy / "config.json").read_text())
+    assert {k for k in config if config[k] != before[k]} == {"threshold"}
+    file = tmp_path / "figures.json"
+    run("evaluate", copy, "--data", data / "dev.tsv", "--json", file)
+    assert json.loads(file.read_text())["layer_ratio"] >= 1.5
+    done = run("calibrate", copy, "--data", data / "dev.tsv", "--latency-ms", 1000)
+    assert done.code == 0, done.err
+    assert json.loads((copy / "config.json").read_text())["threshold"] == 1.0
+
+    dev = ("--data", data / "dev.tsv")
+    few = run("calibrate", copy, *dev, "--max-accuracy-drop", 0.01)
+    check_one_line(few, "data: expected at least 485 rows", "got 24")
+    done = run("calibrate", copy, *dev, "--max-accuracy-drop", 0.5)
+    assert done.code == 0, done.err
+    check_one_line(run("calibrate", copy, *dev), "expected one of", "got 0")
+    two = run("calibrate", copy, *dev, "--layer-ratio", 2, "--latency-ms", 5)
+    check_one_line(two, "expected one of", "got 2")
+    check_one_line(run("calibrate", copy, *dev, "--layer-ratio", 9), "layer_ratio", "1..3", "9.0")
+    nowhere = run("calibrate", tmp_path / "none", *dev, "--layer-ratio", 2)
+    check_one_line(nowhere, "none: expected a local checkpoint folder")
+
+
+def test_compare_prints_a_table_and_report_draws_it(
+    run: Callable[..., Run], checkpoint: Path, backbone: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "compared"
+    arguments = ["compare", "--model", backbone, "--data", data, "--output", output]
+    done = run(*arguments, "--seeds", 1, "--epochs", 1, "--batch-size", 16)
+    assert done.code == 0, done.err
+    for word in ("ConsistentEE", "truncation", "oracle", "area", "1.5", "3.0"):
+        assert word in done.out
+    page = tmp_path / "report.html"
+    done = run(
+        *("report", checkpoint, "--data", data / "test.tsv", "--output", page),
+        *("--comparison", output / "comparison.json"),
+    )
+    assert done.code == 0, done.err
+    assert {f"report{suffix}" for suffix in (".html", ".png", ".json")} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert "truncation" in page.read_text(encoding="utf-8")
+    wrong = run("report", checkpoint, "--data", data / "test.tsv", "--output", tmp_path / "x.pdf")
+    check_one_line(wrong, "output", ".html", "x.pdf")
+
+
+def test_training_options_are_settings_and_fields(
+    run: Callable[..., Run], backbone: Path, data: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    done = run(
+        *("train", "--model", backbone, "--data", data, "--output", output, "--epochs", 1),
+        *("--estimator", "reinforce", "--samples", 4, "--reward", "oracle", "--folds", 2),
+        *("--alpha-range", 0.01, 0.16, "--policy-input", "both", "--metric", "f1"),
+    )
+    assert done.code == 0, done.err
+    config = json.loads((output / "config.json").read_text())
+    assert config["alpha_range"] == [0.01, 0.16]
+    assert config["alpha"] == pytest.approx(0.04)
+    assert (config["policy_input"], config["metric"]) == ("both", "f1")
+    log = json.loads((output / "training_log.json").read_text())
+    settings = log["run"]["settings"]
+    assert (settings["estimator"], settings["samples"]) == ("reinforce", 4)
+    assert (settings["reward"], settings["folds"]) == ("oracle", 2)
+    file = tmp_path / "figures.json"
+    test = ("--data", data / "test.tsv")
+    assert run("evaluate", output, *test, "--alpha", 0.16, "--json", file).code == 0
+    assert "f1" in json.loads(file.read_text())
+    check_one_line(run("evaluate", output, *test, "--alpha", 0.5), "alpha", "[0.01, 0.16]", "0.5")
+
+
+def test_regression_from_the_command_line(
+    run: Callable[..., Run], backbone: Path, tmp_path: Path
+) -> None:
+    """How much praise, in -1..1, from the share of such words."""
+    choose = random.Random(3)
+    for name, rows in (("train", 60), ("dev", 20)):
+        lines = ["sentence\tlabel"]
+        for _ in range(rows):
+            words = choose.choices(PRAISE + BLAME, k=4)
+            share = sum(word in PRAISE for word in words) / 2 - 1
+            lines.append(f"{' '.join(words)}\t{share}")
+        tsv(tmp_path / f"{name}.tsv", "\n".join(lines) + "\n")
+    output = tmp_path / "model"
+    options = ("--data", tmp_path, "--output", output, "--regression", "--epochs", 1)
+    done = run("train", "--model", backbone, *options)
+    assert done.code == 0, done.err
+    assert "spearman" in done.out
+    file = tmp_path / "figures.json"
+    done = run("evaluate", output, "--data", tmp_path / "dev.tsv", "--json", file)
+    assert done.code == 0, done.err
+    figures = json.loads(file.read_text())
+    assert "accuracy" not in figures
+    assert -1 <= figures["spearman"] <= 1
+    drop = ("--data", tmp_path / "dev.tsv", "--max-accuracy-drop", 0.5)
+    check_one_line(run("calibrate", output, *drop), "max_accuracy_drop: expected a classifier")
+    page = ("--data", tmp_path / "dev.tsv", "--output", tmp_path / "r.html")
+    check_one_line(run("report", output, *page), "checkpoint: expected a classifier")
+
+
 def test_backends(run: Callable[..., Run]) -> None:
     assert "torch" in run("backends").out
 
@@ -182,6 +290,11 @@ def test_train_says_in_one_line_what_is_wrong(
     unknown = tsv(tmp_path / "unknown.tsv", "sentence\tlabel\na b\tpraise\nc\tneither\n")
     check_one_line(train(data / "train.tsv", unknown), "unknown.tsv", "neither")
     check_one_line(train(data, alpha=-1), "alpha", "-1")
+    check_one_line(train(data, samples=0), "samples: expected at least 1, got 0")
+    check_one_line(train(data, estimator="magic"), "estimator", "magic")
+    check_one_line(train(), "data: expected a folder or files, or a task by name")
+    check_one_line(train(data, task="imdb"), "task: expected one of rte", "imdb")
+    check_one_line(train(task="mcid"), "mcid is on no hub")
     check_one_line(train(data, epochs=0), "epochs", "0")
     check_one_line(train(data, pooling="max"), "pooling", "max")
     check_one_line(train(data, seed="x"), "seed")

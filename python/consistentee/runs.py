@@ -119,6 +119,18 @@ def training_fields(*given: Mapping[str, Any]) -> tuple[TrainingSettings, dict[s
     return settings, {n: value for n, value in chosen.items() if n not in names}
 
 
+def local_config(checkpoint: str | os.PathLike[str]) -> Path:
+    """The configuration of a checkpoint that is to be written to.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    file = Path(checkpoint) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{checkpoint}: expected a local checkpoint folder, found no config.json")
+    return file
+
+
 def needs_regression(checkpoint: str | os.PathLike[str]) -> bool:
     """Whether a checkpoint predicts numbers, so that labels are to be read as such."""
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
@@ -169,10 +181,7 @@ def calibrate_checkpoint(
         ValueError: not one wish but several or none, one that cannot be met, or a checkpoint that
             cannot be calibrated.
     """
-    folder = Path(checkpoint)
-    config_file = folder / "config.json"
-    if not config_file.is_file():
-        raise ValueError(f"{checkpoint}: expected a local checkpoint folder, found no config.json")
+    config_file = local_config(checkpoint)
     wishes = (max_accuracy_drop, layer_ratio, latency_ms)
     if sum(wish is not None for wish in wishes) != 1:
         raise ValueError(

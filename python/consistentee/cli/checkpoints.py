@@ -41,8 +41,9 @@ def calibrate(
 ) -> None:
     """Find the exit threshold that meets one wish; write it into the checkpoint's config."""
     from consistentee.data import load_table
-    from consistentee.runs import calibrate_checkpoint, needs_regression
+    from consistentee.runs import calibrate_checkpoint, local_config, needs_regression
 
+    local_config(checkpoint)  # raises
     table = load_table(
         data, text_column or None, label_column, regression=needs_regression(checkpoint)
     )
