@@ -187,7 +187,7 @@ def test_compare_prints_a_table_and_report_draws_it(
     }
     assert "truncation" in page.read_text(encoding="utf-8")
     wrong = run("report", checkpoint, "--data", data / "test.tsv", "--output", tmp_path / "x.pdf")
-    check_one_line(wrong, "output", ".html", "x.pdf")
+    check_one_line(wrong, "x.pdf", ".html")
 
 
 def test_training_options_are_settings_and_fields(

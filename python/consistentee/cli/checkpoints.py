@@ -125,13 +125,11 @@ def report(
 ) -> None:
     """Show on one page what early exit does to a labelled file: curves, exits, seconds."""
     from consistentee.data import load_table
-    from consistentee.files import check_writable, read_json
-    from consistentee.report import write_report
+    from consistentee.files import read_json
+    from consistentee.report import check_report, write_report
     from consistentee.report_data import build_report
 
-    if output.suffix != ".html":
-        raise ValueError(f"output: expected a name that ends in .html, got {output}")
-    check_writable(output)
+    check_report(output)
     curves = None if comparison is None else read_json(comparison)
     table = load_table(data, text_column or None, label_column)
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)
