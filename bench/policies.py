@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     task = find_task(arguments.task)
-    settings, config = training_fields(task.config, task.settings)
+    settings, config = training_fields(task.fields())
     data = prepare(get_model_path(), load_task(task, [arguments.data]), 128, config)
     runs = [
         one_seed(data, arguments.output / f"{task.name}-{seed}", replace(settings, seed=seed))

@@ -17,8 +17,8 @@ def test_every_task_has_settings_that_training_takes():
     assert set(tasks()) == NAMES
     for task in tasks().values():
         assert task.metric in METRICS
-        training_fields(task.config, task.settings)
-        settings, config = training_fields(task.config, task.paper)
+        training_fields(task.fields())
+        settings, config = training_fields(task.fields(paper=True))
         # Section 4 of the paper: phases of 5, 2 and 2 epochs at 1e-5, 3e-4 and 3e-5.
         assert (settings.epochs, settings.policy_epochs, settings.joint_epochs) == (5, 2, 2)
         rates = settings.learning_rate, settings.policy_learning_rate, settings.joint_learning_rate

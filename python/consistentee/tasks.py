@@ -38,11 +38,10 @@ class Task:
     settings: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The fields of `ConsistentEEConfig` that the task itself decides."""
+    def fields(self, paper: bool = False) -> dict[str, Any]:
+        """What the task says of training: fields of `TrainingSettings` and `ConsistentEEConfig`."""
         kind = {"problem_type": "regression"} if self.regression else {}
-        return {"metric": self.metric, **kind}
+        return {"metric": self.metric, **kind, **(self.paper if paper else self.settings)}
 
 
 @cache

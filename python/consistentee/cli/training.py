@@ -73,24 +73,20 @@ def train(
     from consistentee.runs import train_on_splits, training_fields
     from consistentee.tasks import find_task, load_task
 
-    known: list[dict[str, Any]] = []
-    if task is not None:
-        found = find_task(task)
-        known = [found.config, dict(found.paper if paper else found.settings)]
-    elif paper:
+    known_task = None if task is None else find_task(task)
+    if known_task is None and paper:
         raise ValueError("paper: expected a task beside it, got none")
-    elif not data:
+    if known_task is None and not data:
         raise ValueError("data: expected a folder or files, or a task by name, got neither")
+    known = {} if known_task is None else known_task.fields(paper)
     if regression:
-        known.append({"problem_type": "regression", "metric": "spearman"})
-    settings, config = training_fields(*known, given)
-    splits = (
-        load_splits(
-            data, text_column or None, label_column, config.get("problem_type") == "regression"
-        )
-        if data
-        else load_task(find_task(task or ""))
-    )
+        known |= {"problem_type": "regression", "metric": "spearman"}
+    settings, config = training_fields(known, given)
+    if data or known_task is None:
+        is_regression = config.get("problem_type") == "regression"
+        splits = load_splits(data or (), text_column or None, label_column, is_regression)
+    else:
+        splits = load_task(known_task)
     log = train_on_splits(model, splits, output, settings, max_length, **config)
     dev = list(log["phases"].values())[-1]["dev"]
     measured = config.get("metric", "accuracy")
@@ -141,30 +137,29 @@ def compare(
     from consistentee.comparison import compare as compare_exits
     from consistentee.data import load_splits
     from consistentee.runs import training_fields
-    from consistentee.tasks import find_task, load_task
+    from consistentee.tasks import Task, find_task, load_task
 
-    if not task and (paper or data is None):
+    known_tasks: list[Task | None] = [find_task(name) for name in task or ()]
+    if not known_tasks and (paper or data is None):
         raise ValueError("task: expected a task by name, or --data without --paper, got none")
     results = []
-    names: list[str | None] = [*task] if task else [None]
-    for name in names:
-        known: list[dict[str, Any]] = []
-        where, folder = data, output
-        if name is not None:
-            found = find_task(name)
-            known = [found.config, dict(found.paper if paper else found.settings)]
-            if data is not None and (len(names) > 1 or (data / name).is_dir()):
-                where = data / name
-            folder = output / name
-        settings, config = training_fields(*known, given)
-        splits = (
-            load_task(find_task(name or ""))
-            if where is None
-            else load_splits([where], text_column or None, label_column)
-        )
+    for known_task in known_tasks or [None]:
+        known: dict[str, Any] = {}
+        title, where, folder = str(data), data, output
+        if known_task is not None:
+            known = known_task.fields(paper)
+            title, folder = known_task.name, output / known_task.name
+            if data is not None and (len(known_tasks) > 1 or (data / title).is_dir()):
+                where = data / title
+        settings, config = training_fields(known, given)
+        if where is not None:
+            splits = load_splits([where], text_column or None, label_column)
+        else:
+            assert known_task is not None  # one of the two is there
+            splits = load_task(known_task)
         chosen = range(seed, seed + seeds)
         result = compare_exits(model, splits, folder, settings, chosen, max_length, **config)
-        show_comparison(name or str(data), result)
+        show_comparison(title, result)
         results.append(result)
     if len(results) > 1:
         show_average(average(results), results[0])
