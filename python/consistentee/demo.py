@@ -17,7 +17,7 @@ from consistentee.runs import calibrate_checkpoint, train_on_splits
 from consistentee.settings import TrainingSettings
 
 ROWS_PER_CLASS = 500  # eight minutes on two cores without AVX-512, three of them to install
-LAYER_RATIO = 2.2  # that dev is to have: a few hundred rows leave a policy's own threshold to chance
+LAYER_RATIO = 2.2  # of dev: a few hundred rows leave the ratio at threshold 0.5 to chance
 # Longer steps than the defaults, so that the lower layers of a small corpus get any good in few
 # epochs.
 SETTINGS = TrainingSettings(epochs=2, learning_rate=1e-4)
