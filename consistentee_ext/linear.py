@@ -18,18 +18,21 @@ _ONEDNN_DTYPES = (torch.float32, torch.bfloat16)
 _ONEDNN_ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
 
 
-def _onednn_available() -> bool:
+def _onednn_available(dtype: torch.dtype) -> bool:
+    """Whether torch packs weights of `dtype`: bfloat16 takes instructions not every CPU has."""
     if not torch.backends.mkldnn.is_available():
         return False
-    names = ("_reorder_linear_weight", "_linear_pointwise")
-    return all(hasattr(torch.ops.mkldnn, name) for name in names)
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 class Linear:
     """``y = f(x W^T + b)`` for ``x [T, I]``, ``weight [O, I]``, ``bias [O]``.
 
-    On CPU tensors in float32 and bfloat16 the weight is packed once for oneDNN, where torch has it;
-    elsewhere the product is `torch.nn.functional.linear`.
+    On CPU tensors in float32 and bfloat16 the weight is packed once for oneDNN, where torch and the
+    processor let it; elsewhere the product is `torch.nn.functional.linear`.
 
     Args:
         activation: f by its name in transformers' configs; None is the identity.
@@ -46,7 +49,7 @@ class Linear:
             weight.device.type == "cpu"
             and weight.dtype in _ONEDNN_DTYPES
             and activation in _ONEDNN_ACTIVATIONS
-            and _onednn_available()
+            and _onednn_available(weight.dtype)
         )
         if self.packed:
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())

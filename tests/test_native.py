@@ -11,14 +11,18 @@ from conftest import BACKENDS, VOCABULARY, random_batch, tiny_classifier, tiny_m
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext import FastEarlyExitEncoder, linear
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
+from consistentee_ext.linear import _onednn_available
 from consistentee_ext.native import NativeEncoder
 from consistentee_ext.packed import ExitState
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 
+NEEDS_BF16 = pytest.mark.skipif(
+    not _onednn_available(torch.bfloat16), reason="this processor has no bfloat16 products"
+)
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2], seed=3)
 
 
@@ -35,7 +39,9 @@ def check_passes_agree(encoder: FastEarlyExitEncoder, batch: dict, tolerance: fl
     )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=NEEDS_BF16)], ids=str
+)
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("exit_layers", [None, [2]])
@@ -75,6 +81,16 @@ def test_what_cannot_be_packed_goes_op_by_op() -> None:
     silu = FastEarlyExitEncoder(tiny_model(hidden_act="silu"))
     assert silu._native is None
     assert silu(**BATCH).logits.shape == (7, 3)
+
+
+def test_bfloat16_goes_op_by_op_where_the_processor_has_no_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(linear, "_onednn_available", lambda dtype: dtype != torch.bfloat16)
+    encoder = FastEarlyExitEncoder(tiny_model(seed=3), exit_layers=[], dtype=torch.bfloat16)
+    assert encoder._native is None
+    exact = FastEarlyExitEncoder(tiny_model(seed=3), exit_layers=[])(**BATCH)
+    torch.testing.assert_close(encoder(**BATCH).logits, exact.logits, atol=5e-2, rtol=5e-2)
 
 
 def test_an_encoder_is_freed_with_its_owner() -> None:
