@@ -49,7 +49,7 @@ class TrainingSettings:
     policy_batch_size: int = 64
     joint_batch_size: int = 32
     learning_rate: float = 5e-5
-    joint_learning_rate: float = 3e-5
+    joint_learning_rate: float = 1e-5
     head_factor: float = 10.0
     policy_learning_rate: float = 2e-3
     held_out: float = 0.2
