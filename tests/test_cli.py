@@ -8,6 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -89,6 +90,23 @@ def test_train_makes_a_hugging_face_folder(checkpoint: Path) -> None:
     assert config["id2label"] == {"0": "blame", "1": "praise"}
     assert config["alpha"] == 0.1
     assert not checkpoint.with_name("model.partial").exists()
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_of_several_processes_one_prints(
+    run: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    checkpoint: Path,
+    data: Path,
+    backbone: Path,
+    is_main: bool,
+) -> None:
+    one = SimpleNamespace(is_main_process=is_main)
+    monkeypatch.setattr("consistentee.processes.processes", lambda: one)
+    options = ["--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1]
+    done = run("train", "--model", backbone, "--data", data, "--output", checkpoint, *options)
+    assert done.code == 0, done.err  # it is finished already
+    assert ("layer ratio" in done.out) == is_main
 
 
 def test_evaluate_writes_its_figures(

@@ -70,6 +70,7 @@ def train(
     """Train a ConsistentEE classifier. Run it again after an interruption: it goes on."""
     given = given_fields(locals())
     from consistentee.data import load_splits
+    from consistentee.processes import processes
     from consistentee.runs import train_on_splits, training_fields
     from consistentee.tasks import find_task, load_task
 
@@ -88,6 +89,8 @@ def train(
     else:
         splits = load_task(known_task)
     log = train_on_splits(model, splits, output, settings, max_length, **config)
+    if not processes().is_main_process:
+        return
     dev = list(log["phases"].values())[-1]["dev"]
     measured = config.get("metric", "accuracy")
     show(
