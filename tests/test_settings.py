@@ -9,7 +9,7 @@ from consistentee.settings import TrainingSettings
     ("field", "value", "message"),
     [
         ("epochs", 0, "epochs: expected a number above 0, got 0"),
-        ("joint_epochs", -1, "joint_epochs: expected a number above 0, got -1"),
+        ("joint_epochs", -1, "joint_epochs: expected at least 0, got -1"),
         ("batch_size", 0, "batch_size: expected a number above 0, got 0"),
         ("learning_rate", float("nan"), "learning_rate: expected a number above 0, got nan"),
         ("held_out", -0.1, r"held_out: expected a share in \[0, 1\), got -0.1"),

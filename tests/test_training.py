@@ -286,6 +286,11 @@ def test_iterations_alternate_phases_2_and_3(backbone, data, tmp_path):
     ]
 
 
+def test_without_phase_3_policies_learn_once(backbone, data, tmp_path):
+    log = train(backbone, *data, tmp_path / "model", tokenizer(), replace(SETTINGS, joint_epochs=0))
+    assert list(log["phases"]) == ["trunk.held_out", "trunk", "policies"]
+
+
 @pytest.mark.parametrize("reward", ["plain", "oracle"])
 def test_the_reward_decides_what_hardness_is(backbone, data, tmp_path, reward, phases):
     with pytest.MonkeyPatch.context() as patch:

@@ -110,9 +110,10 @@ class Phases:
             if iteration > 1:
                 unseen = self.read_unseen()
             self.train_policies(_numbered("policies", iteration), unseen, correct)
-            for trunk in self.trunks:
-                self.train_jointly(_numbered("joint", iteration), trunk, correct)
-        if self.cross_fitted:
+            if settings.joint_epochs:
+                for trunk in self.trunks:
+                    self.train_jointly(_numbered("joint", iteration), trunk, correct)
+        if self.cross_fitted and settings.joint_epochs:
             last = _numbered("policies", settings.iterations + 1)
             self.train_policies(last, self.read_unseen(), correct)
         return self.finish()

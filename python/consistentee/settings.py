@@ -16,7 +16,7 @@ class TrainingSettings:
     Args:
         epochs: of phase 1.
         policy_epochs: of phase 2, over the held-out rows.
-        joint_epochs: of phase 3, over all rows.
+        joint_epochs: of phase 3, over all rows; 0 leaves it out.
         batch_size: rows of a step in phase 1.
         policy_batch_size: rows of a step in phase 2.
         joint_batch_size: rows of a step in phase 3.
@@ -67,6 +67,8 @@ class TrainingSettings:
         for name in (f.name for f in fields(self) if f.name not in _CHECKED_APART):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if self.joint_epochs < 0:
+            raise ValueError(f"joint_epochs: expected at least 0, got {self.joint_epochs}")
         if not 0.0 <= self.held_out < 1.0:
             raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}")
         if not 0.0 <= self.spread <= 1.0:
@@ -85,6 +87,6 @@ class TrainingSettings:
 
 
 _CHECKED_APART = (
-    *("held_out", "folds", "spread", "seed", "bf16"),
+    *("joint_epochs", "held_out", "folds", "spread", "seed", "bf16"),
     *("reward", "estimator", "samples", "epsilon"),
 )

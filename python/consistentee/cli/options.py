@@ -86,7 +86,7 @@ HeldOut = Annotated[float | None, Option(help="Share of the rows kept for the po
 Folds = Annotated[int | None, Option(help="Cross-fitting in place of a share: K folds.")]
 Iterations = Annotated[int | None, Option(help="How often phases 2 and 3 alternate.")]
 Epochs = Annotated[int | None, Option(help="Epochs of phase 1.")]
-JointEpochs = Annotated[int | None, Option(help="Epochs of phase 3.")]
+JointEpochs = Annotated[int | None, Option(help="Epochs of phase 3; 0 leaves it out.")]
 BatchSize = Annotated[int | None, Option(help="Rows a step in phase 1.")]
 MaxLength = Annotated[int, Option(help="Tokens a row is cut at.")]
 
