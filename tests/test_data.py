@@ -163,7 +163,8 @@ def test_label_column_by_name_or_not_at_all(tmp_path):
         (
             "t.tsv",
             "words\tlabel\na\tb\n",
-            r"expected the columns sentence1\+sentence2 or .* or text, got words, label",
+            r"expected the columns sentence1\+sentence2 or question1\+question2 or "
+            r"premise\+hypothesis or question\+sentence or sentence or text, got words, label$",
         ),
         ("t.tsv", "sentence\tlabel\na\tb\n \tb\n", "row 2: expected text in 'sentence', got ' '"),
         ("t.tsv", "sentence\tlabel\na\tb\tc\n", "Expected 2 fields in line 2, saw 3"),
