@@ -20,7 +20,7 @@ _ONEDNN_ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("r
 
 def _onednn_available(dtype: torch.dtype) -> bool:
     """Whether torch packs weights of `dtype`: bfloat16 takes instructions not every CPU has."""
-    if not torch.backends.mkldnn.is_available():
+    if dtype not in _ONEDNN_DTYPES or not torch.backends.mkldnn.is_available():
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
     if not all(hasattr(torch.ops.mkldnn, name) for name in names):
@@ -47,7 +47,6 @@ class Linear:
         self._native = backend == "cpu"
         self.packed = (
             weight.device.type == "cpu"
-            and weight.dtype in _ONEDNN_DTYPES
             and activation in _ONEDNN_ACTIVATIONS
             and _onednn_available(weight.dtype)
         )

@@ -21,6 +21,8 @@ BLAME = ["bad", "poor", "awful", "dull"]
 REST = ["film", "plot", "cast", "scene", "the", "a", "was", "very"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PRAISE, *BLAME, *REST]
 
+TRAINED_WITH = ("--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1)
+
 
 class Run(NamedTuple):
     code: int
@@ -74,8 +76,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory, data: Path, backbone: P
     output = tmp_path_factory.mktemp("run") / "model"
     with pytest.MonkeyPatch.context() as patch:
         arguments = ["train", "--model", backbone, "--data", data, "--output", output]
-        options = ["--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1]
-        patch.setattr("sys.argv", ["consistentee", *map(str, arguments + options)])
+        patch.setattr("sys.argv", ["consistentee", *map(str, [*arguments, *TRAINED_WITH])])
         with pytest.raises(SystemExit) as stopped:
             cli.main()
     assert stopped.value.code in (0, None)
@@ -103,8 +104,7 @@ def test_of_several_processes_one_prints(
 ) -> None:
     one = SimpleNamespace(is_main_process=is_main)
     monkeypatch.setattr("consistentee.processes.processes", lambda: one)
-    options = ["--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1]
-    done = run("train", "--model", backbone, "--data", data, "--output", checkpoint, *options)
+    done = run("train", "--model", backbone, "--data", data, "--output", checkpoint, *TRAINED_WITH)
     assert done.code == 0, done.err  # it is finished already
     assert ("layer ratio" in done.out) == is_main
 

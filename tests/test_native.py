@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from consistentee_ext import FastEarlyExitEncoder, linear
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
-from consistentee_ext.linear import _onednn_available
 from consistentee_ext.native import NativeEncoder
 from consistentee_ext.packed import ExitState
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 
 NEEDS_BF16 = pytest.mark.skipif(
-    not _onednn_available(torch.bfloat16), reason="this processor has no bfloat16 products"
+    not linear._onednn_available(torch.bfloat16), reason="this processor has no bfloat16 products"
 )
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2], seed=3)
 

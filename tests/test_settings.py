@@ -27,3 +27,8 @@ from consistentee.settings import TrainingSettings
 def test_a_setting_outside_its_range_is_refused(field, value, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         TrainingSettings(**{field: value})
+
+
+def test_without_phase_3_there_is_nothing_to_alternate() -> None:
+    with pytest.raises(ValueError, match=r"iterations: expected 1 without phase 3 .* got 2"):
+        TrainingSettings(joint_epochs=0, iterations=2)

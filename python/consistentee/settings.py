@@ -69,6 +69,10 @@ class TrainingSettings:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if self.joint_epochs < 0:
             raise ValueError(f"joint_epochs: expected at least 0, got {self.joint_epochs}")
+        if self.joint_epochs == 0 and self.iterations > 1:
+            raise ValueError(
+                f"iterations: expected 1 without phase 3 (joint_epochs=0), got {self.iterations}"
+            )
         if not 0.0 <= self.held_out < 1.0:
             raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}")
         if not 0.0 <= self.spread <= 1.0:
