@@ -16,9 +16,8 @@ from consistentee.report_data import build_report
 from consistentee.runs import calibrate_checkpoint, train_on_splits
 from consistentee.settings import TrainingSettings
 
-ROWS_PER_CLASS = (
-    800  # four minutes on two cores with AVX-512, packages included; an estimated nine without
-)
+# Four minutes on two cores with AVX-512, packages included; an estimated nine without.
+ROWS_PER_CLASS = 800
 LAYER_RATIO = 1.7  # of dev: what so few rows and epochs can save for under two points of accuracy
 # Longer steps than the defaults, so that the lower layers of a small corpus get any good in few
 # epochs; no phase 3, which takes a third of the time.
