@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from letters import SETTINGS, WORDS, Letters, letters_on, tokenizer
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
+from consistentee.training import train
 from consistentee_ext.backend import availability
 
 CPU = torch.device("cpu")
@@ -86,3 +88,18 @@ def save_backbone(folder: Path, words: Sequence[str], **bert: object) -> None:
 @pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory: pytest.TempPathFactory) -> Letters:
+    folder = tmp_path_factory.mktemp("letters") / "backbone"
+    save_backbone(folder, WORDS)
+    return letters_on(folder)
+
+
+@pytest.fixture(scope="session")
+def trained(letters: Letters) -> Path:
+    """The checkpoint of a whole training, alone in its folder."""
+    output = letters.backbone.parent / "run" / "model"
+    train(*letters, output, tokenizer(), SETTINGS)
+    return output
