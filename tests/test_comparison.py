@@ -17,7 +17,9 @@ from consistentee.evaluation import load_model
 from consistentee.settings import TrainingSettings
 
 WORDS = [*"abcdefghij"]
-SETTINGS = TrainingSettings(epochs=1, policy_epochs=2, batch_size=16, held_out=0.25, bf16=False)
+SETTINGS = TrainingSettings(
+    epochs=1, policy_epochs=2, joint_epochs=1, batch_size=16, held_out=0.25, bf16=False
+)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import torch
 from consistentee.estimators import Reinforce, exact
 from consistentee.losses import Losses
 from consistentee.modeling import ConsistentEEOutput
-from consistentee.objective import depth_weighted_loss, exit_loss
+from consistentee.objective import depth_weighted_loss, exit_log_distribution, exit_loss
 
 B, L, C, ALPHA = 4, 3, 2, 0.1
 LABELS = torch.tensor([0, 1, 1, 0])
@@ -118,3 +118,16 @@ def test_a_spread_gives_every_classifier_its_share(output):
     at_exits = LOSSES.joint(output, BATCH) - policies
     even = exit_loss(output.exit_logits, LABELS).mean()
     torch.testing.assert_close(spread, policies + (at_exits + even) / 2)
+
+
+def test_entropy_of_the_exits_is_worth_its_bonus_to_policies_alone(output):
+    bonus = Losses(exact, ALPHA, entropy_bonus=0.3)
+    entropy = torch.distributions.Categorical(
+        logits=exit_log_distribution(output.policy_logits.detach())
+    ).entropy()
+    for phase in ("policies", "joint"):
+        found, plain = (getattr(losses, phase)(output, BATCH) for losses in (bonus, LOSSES))
+        torch.testing.assert_close(plain - found, 0.3 * entropy.mean())
+    (found - plain).backward()
+    assert (output.policy_logits.grad != 0).all()
+    assert output.exit_logits.grad is None or (output.exit_logits.grad == 0).all()

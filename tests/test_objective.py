@@ -10,6 +10,7 @@ from consistentee.objective import (
     depth_price,
     depth_weighted_loss,
     error_probability,
+    exit_entropy,
     exit_log_distribution,
     exit_loss,
     exit_reward,
@@ -96,3 +97,11 @@ def test_reward_by_hand():
     torch.testing.assert_close(exit_reward(loss, torch.tensor([1, 4]), price), guided)
     plain = torch.tensor([[-1.4, -1.3, -1.45, -1.6], [-2.4, -2.8, -3.2, -3.6]])
     torch.testing.assert_close(exit_reward(loss, None, price), plain)
+
+
+def test_entropy_is_that_of_the_distribution():
+    log_distribution = exit_log_distribution(draw(B, L - 1))
+    expected = torch.distributions.Categorical(logits=log_distribution).entropy()
+    torch.testing.assert_close(exit_entropy(log_distribution), expected)
+    decided = exit_log_distribution(torch.full((1, L - 1), 1e4))
+    assert exit_entropy(decided).item() == 0.0

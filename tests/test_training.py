@@ -130,20 +130,39 @@ def test_policies_learn_from_rows_that_one_trunk_has_not_seen(phases, letters):
     assert [int(row["hardness"]) for row in policies.train_dataset] == layers[unseen].tolist()
 
 
-def states_of(backbone: Path, phase: Recorder, row: dict) -> torch.Tensor:
+def states_of(backbone: Path, phase: Recorder, rows: Dataset) -> torch.Tensor:
+    """What the trunk that a phase left makes of rows, one by one."""
     model = ConsistentEEForSequenceClassification.from_backbone(backbone)
     model.load_state_dict(phase.after)
     with torch.no_grad():
-        return model.eval()(input_ids=torch.tensor([row["input_ids"]])).states[0]
+        ids = [torch.tensor([row["input_ids"]]) for row in rows]
+        return torch.cat([model.eval()(input_ids=row).states for row in ids])
+
+
+def mapped(states: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """States mapped as those of `source` map to `target`: ridge regression in closed form."""
+    layers = []
+    for s, x, y in zip(
+        *(part.double().unbind(1) for part in (states, source, target)), strict=True
+    ):
+        centred = x - x.mean(0)
+        gram = centred.T @ centred
+        penalty = 1e-3 * gram.diagonal().mean() * torch.eye(len(gram)).double()
+        weight = torch.linalg.solve(gram + penalty, centred.T @ (y - y.mean(0)))
+        layers.append((s - x.mean(0)) @ weight + y.mean(0))
+    return torch.stack(layers, dim=1).float()
 
 
 def test_policies_learn_once_more_what_the_classifiers_are_like_in_the_end(phases, letters):
-    held_out, _, policies, joint_held_out, _, last = phases
+    """From the rows the second trunk misses, its states mapped to those of the model's trunk."""
+    held_out, trunk, policies, joint_held_out, joint, last = phases
     unseen = held_out_rows(letters.train["labels"], SETTINGS.held_out, SETTINGS.seed)
-    row = letters.train[int(np.flatnonzero(unseen)[0])]
-    for phase, trunk in ((policies, held_out), (last, joint_held_out)):
-        expected = states_of(letters.backbone, trunk, row)
-        torch.testing.assert_close(phase.train_dataset[0]["states"], expected)
+    rows, seen = (letters.train.select(np.flatnonzero(mask)) for mask in (unseen, ~unseen))
+    for phase, second, first in ((policies, held_out, trunk), (last, joint_held_out, joint)):
+        states = [states_of(letters.backbone, second, part) for part in (rows, seen)]
+        expected = mapped(*states, states_of(letters.backbone, first, seen))
+        found = torch.stack([row["states"] for row in phase.train_dataset])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
 def test_memorized_layers_are_those_of_the_trunk(phases, letters, trained):
@@ -199,7 +218,7 @@ def test_cross_fitting_holds_out_each_fold_in_turn(cross_fitted, letters):
 def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_says(
     cross_fitted, letters
 ):
-    folds, policies = cross_fitted[:3], cross_fitted[4]
+    folds, trunk, policies = cross_fitted[:3], cross_fitted[3], cross_fitted[4]
     masks = fold_rows(letters.train["labels"], 3, SETTINGS.seed)
     for phase, mask in zip(folds, masks, strict=True):
         model = ConsistentEEForSequenceClassification.from_backbone(letters.backbone)
@@ -207,10 +226,22 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
         for row in np.flatnonzero(mask)[:4].tolist():
             with torch.no_grad():
                 output = model.eval()(input_ids=torch.tensor([letters.train[row]["input_ids"]]))
-            torch.testing.assert_close(policies.train_dataset[row]["states"], output.states[0])
             # Cooled: each layer's logits are divided by one number.
             ratio = output.exit_logits[0] / policies.train_dataset[row]["exit_logits"]
             torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)
+        rows, seen = (letters.train.select(np.flatnonzero(m)) for m in (mask, ~mask))
+        states = [states_of(letters.backbone, phase, part) for part in (rows, seen)]
+        expected = mapped(*states, states_of(letters.backbone, trunk, seen))
+        found = torch.stack([policies.train_dataset[row]["states"] for row in np.flatnonzero(mask)])
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_a_seed_gives_one_trunk_whatever_the_policies_are_like(phases, letters, tmp_path):
+    with recorded() as found:
+        fields = {"policy_input": "state", "policy_size": 7, "alpha_range": [0.01, 0.1]}
+        train(*letters, tmp_path / "model", tokenizer(), SETTINGS, **fields)
+    trunk = {n: p for n, p in phases[1].after.items() if ".policy." not in n}
+    assert all(torch.equal(p, found[1].after[n]) for n, p in trunk.items())
 
 
 def test_iterations_alternate_phases_2_and_3(letters, tmp_path):

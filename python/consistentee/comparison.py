@@ -19,7 +19,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,12 @@ from consistentee.hardness import correct_layers
 from consistentee.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
 from consistentee.runs import Prepared, prepare
 from consistentee.settings import TrainingSettings
-from consistentee.training import fingerprint, train, train_trunk
+from consistentee.training import fingerprint, train, train_trunk, without_policies
 
 RATIOS = (1.5, 2.0, 2.5, 3.0)
 CRITERIA = ("confidence", "entropy", "patience", "energy")
 OPERATING_RATIO = 2.3
 COMPARISON_FILE = "comparison.json"
-# Fields of the configuration that say nothing to a model without policies.
-POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
 
 Json = dict[str, Any]
 
@@ -178,7 +176,7 @@ def _one_seed(
 ) -> Json:
     rows = (data.train, data.dev)
     train(backbone, *rows, folder / "consistentee", data.tokenizer, settings, **data.config)
-    config = _without_policies(data.config)
+    config = without_policies(data.config)
     train_trunk(backbone, *rows, folder / "trunk", data.tokenizer, settings, **config)
     ours, base = load_model(folder / "consistentee"), load_model(folder / "trunk")
     of_ours, correct = _on(ours, data.test, data)
@@ -224,17 +222,11 @@ def _truncation(
     for layers in sorted(wanted - {0, num_layers}):
         where = folder / f"truncation-{layers}"
         rows = (data.train, data.dev)
-        config = _without_policies(data.config)
+        config = without_policies(data.config)
         train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **config)
         _, correct = _on(load_model(where), data.test, data)
         accuracy[layers] = correct[:, -1].double().mean().item()
     return truncation_curve(accuracy)
-
-
-def _without_policies(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is left to a model whose policies are never trained; those it has are small."""
-    kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
-    return {**kept, "policy_input": "prediction"}
 
 
 def _on(

@@ -13,6 +13,7 @@ from consistentee.objective import (
     depth_price,
     depth_weighted_loss,
     error_probability,
+    exit_entropy,
     exit_log_distribution,
     exit_loss,
     exit_reward,
@@ -36,12 +37,15 @@ class Losses:
         alpha: the price of a layer, one number or one for each layer.
         label_std: of the training labels, in regression.
         spread: share of a row's loss in phase 3 that all layers have alike.
+        entropy_bonus: what a nat of the exit distribution's entropy is worth to policies, in
+            probability of a wrong answer.
     """
 
     estimator: Estimator
     alpha: float | Sequence[float]
     label_std: float = 1.0
     spread: float = 0.0
+    entropy_bonus: float = 0.0
 
     def trunk(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
         """Phase 1: the depth-weighted loss of the classifiers."""
@@ -56,6 +60,9 @@ class Losses:
 
         Cross-entropy in its place has no bound: a few confident mistakes of the deep layers
         outweigh what these get right, and the policies leave too early.
+
+        The entropy of the exits is worth something as well, ``entropy_bonus``: policies that were
+        sure of every row would leave a threshold nothing to tell rows apart by.
         """
         loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
         return self._estimate(output, batch, loss).policy_loss.mean()
@@ -78,4 +85,7 @@ class Losses:
         alpha = batch.get("alpha", self.alpha)
         price = depth_price(alpha, loss.shape[1]).to(loss.device)
         reward = exit_reward(error_probability(loss.detach()), batch.get("hardness"), price)
-        return self.estimator(exit_log_distribution(output.policy_logits), reward)
+        log_distribution = exit_log_distribution(output.policy_logits)
+        estimate = self.estimator(log_distribution, reward)
+        bonus = self.entropy_bonus * exit_entropy(log_distribution)
+        return estimate._replace(policy_loss=estimate.policy_loss - bonus)

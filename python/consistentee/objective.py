@@ -57,6 +57,15 @@ def exit_log_distribution(policy_logits: Tensor) -> Tensor:
     return log_exit + log_reach
 
 
+def exit_entropy(log_distribution: Tensor) -> Tensor:
+    """``-sum_l P(T = l) log P(T = l)`` in nats, ``[B]``: how undecided the exit of a row is.
+
+    Args:
+        log_distribution: from `exit_log_distribution`, ``[B, L]``.
+    """
+    return -(log_distribution.exp() * log_distribution).sum(dim=1)
+
+
 def error_probability(loss: Tensor) -> Tensor:
     """``1 - exp(-loss_l)``, in 0..1: of a class ``1 - P_l(y)``, how often a label drawn from layer
     l's prediction is wrong.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import StackDataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
+from consistentee.alignment import fit_alignment
 from consistentee.exit_states import exit_outputs, exit_report
 from consistentee.hardness import correct_layers, memorized_layer, oracle_layer
 from consistentee.losses import Loss, Losses
@@ -32,14 +33,15 @@ HARDNESS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardness": memorized_layer,
     "oracle": oracle_layer,
 }
+MAX_ALIGNMENT_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Unseen:
     """Rows that policies learn from, as a trunk that had not seen them reads them.
 
-    ``rows [M]``, ascending, index the training data; ``states [M, L, H]``; ``exit_logits
-    [M, L, C]``.
+    ``rows [M]``, ascending, index the training data; ``states [M, L, H]``, in the terms of the
+    model's trunk; ``exit_logits [M, L, C]``.
     """
 
     rows: NDArray[np.intp]
@@ -91,7 +93,11 @@ class Phases:
         self.memorized: dict[int, int] = {}
         config = model.config
         self.losses = Losses(
-            settings.build_estimator(), config.alpha, config.label_std, settings.spread
+            settings.build_estimator(),
+            config.alpha,
+            config.label_std,
+            settings.spread,
+            settings.entropy_bonus,
         )
         self.logs: dict[str, Json] = {}
         self.learnt = {trunk.name: self.trunk_weights() for trunk in trunks}
@@ -138,11 +144,11 @@ class Phases:
 
         Leaves the model with the weights of the last trunk, which all rows have trained.
         """
-        parts = []
-        for trunk in self.trunks:
-            self.use(trunk)
-            if trunk.unseen.any():
-                parts.append(self.look_at(np.flatnonzero(trunk.unseen)))
+        *others, model_trunk = self.trunks
+        parts = [self.look_through(trunk, model_trunk) for trunk in others]
+        self.use(model_trunk)
+        if model_trunk.unseen.any():
+            parts.append(self.look_at(np.flatnonzero(model_trunk.unseen)))
         rows = np.concatenate([part.rows for part in parts])
         order = torch.from_numpy(np.argsort(rows))
         unseen = Unseen(
@@ -151,6 +157,22 @@ class Phases:
             torch.cat([part.exit_logits for part in parts])[order],
         )
         return self.calibrate(unseen) if self.cross_fitted else unseen
+
+    def look_through(self, trunk: Trunk, model_trunk: Trunk) -> Unseen:
+        """What a trunk makes of the rows it misses, the states in the terms of the model's trunk.
+
+        These terms are found on rows that both trunks have seen: on others the two differ by what
+        having seen them does, and that is what policies must not learn.
+        """
+        self.use(trunk)
+        unseen = self.look_at(np.flatnonzero(trunk.unseen))
+        shared = np.flatnonzero(trunk.seen & model_trunk.seen)
+        evenly = np.linspace(0, len(shared) - 1, min(len(shared), MAX_ALIGNMENT_ROWS))
+        shared = shared[evenly.astype(np.intp)]
+        states = self.look_at(shared).states
+        self.use(model_trunk)
+        alignment = fit_alignment(states, self.look_at(shared).states)
+        return replace(unseen, states=alignment(unseen.states))
 
     def look_at(self, rows: NDArray[np.intp]) -> Unseen:
         output = exit_outputs(self.model, self.train_data.select(rows), self.collate)

@@ -34,6 +34,8 @@ class TrainingSettings:
         estimator: ``exact`` or ``reinforce``, see `consistentee.estimators`.
         samples: K, exits that ``reinforce`` draws for each row.
         epsilon: share of these that are uniform over layers.
+        entropy_bonus: what a nat of the exit distribution's entropy is worth to policies, see
+            `consistentee.losses.Losses.policies`.
         seed: of the split, the initial heads, the order of rows and the dropout.
         bf16: compute the model in bfloat16 where autocast does; by default where the device is made
             for it.
@@ -60,6 +62,7 @@ class TrainingSettings:
     estimator: str = "exact"
     samples: int = 8
     epsilon: float = 0.0
+    entropy_bonus: float = 0.01
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)
 
@@ -77,6 +80,8 @@ class TrainingSettings:
             raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}")
         if not 0.0 <= self.spread <= 1.0:
             raise ValueError(f"spread: expected a share in [0, 1], got {self.spread}")
+        if not self.entropy_bonus >= 0.0:
+            raise ValueError(f"entropy_bonus: expected at least 0, got {self.entropy_bonus}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
         if self.folds < 0 or self.folds == 1:
@@ -92,5 +97,5 @@ class TrainingSettings:
 
 _CHECKED_APART = (
     *("joint_epochs", "held_out", "folds", "spread", "seed", "bf16"),
-    *("reward", "estimator", "samples", "epsilon"),
+    *("reward", "estimator", "samples", "epsilon", "entropy_bonus"),
 )

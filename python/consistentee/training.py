@@ -8,8 +8,9 @@
 Policies learn from rows that the classifiers they judge have not seen. On rows it was trained on a
 classifier is nearly always right, and a policy would learn to leave at once. So beside the trunk
 that all rows train there is a second one, which misses a share of them, or (cross-fitting) one for
-each fold; policies learn from what these make of the rows they miss, and judge the first. That
-carries over where policies read predictions. For the same reason classifiers are calibrated on
+each fold; policies learn from what these make of the rows they miss, and judge the first. Its
+states are another trunk's states but for an affine map, nearly, and are mapped to them
+(`consistentee.alignment`). For the same reason classifiers are calibrated on
 those rows before phase 2: the deeper the layer, the more it exaggerates, and a wrong answer given
 with too much confidence makes leaving early look better than it is.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -33,6 +35,8 @@ from consistentee.run_folder import Json, RunFolder
 from consistentee.settings import TrainingSettings
 from consistentee.splits import fold_rows, held_out_rows
 
+# Fields of the configuration that say nothing to a model without policies.
+POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
 TRUNK_SETTINGS = ("batch_size", "learning_rate", "head_factor", "seed", "bf16")
 
 
@@ -121,10 +125,9 @@ def open_run(
 
     The arguments are those of `train`; `identity_of_settings` is what of them decides the result.
     """
-    set_seed(settings.seed)
     if config.get("problem_type") == "regression":
         config = {**config, "label_std": float(np.std(train_data["labels"]))}
-    model = ConsistentEEForSequenceClassification.from_backbone(backbone, num_layers, **config)
+    model = _start(backbone, num_layers, config, settings.seed)
     _check_data("train_data", train_data, model)
     _check_data("dev_data", dev_data, model)
     trunks = _trunks(train_data["labels"], settings)
@@ -139,6 +142,29 @@ def open_run(
     with processes().main_process_first():
         run = RunFolder(output, identity)
     return Phases(run, model, train_data, trunks, dev_data, tokenizer, settings)
+
+
+def without_policies(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left to a model whose policies are never trained; those it has are small."""
+    kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
+    if config.get("problem_type") == "regression":
+        return kept
+    return {**kept, "policy_input": "prediction"}
+
+
+def _start(
+    backbone: str | os.PathLike[str], num_layers: int | None, config: dict[str, Any], seed: int
+) -> ConsistentEEForSequenceClassification:
+    """The model before training. A seed gives one trunk, whatever the policies are like, so that
+    exits can be compared on equal ones.
+    """
+    set_seed(seed)
+    build = ConsistentEEForSequenceClassification.from_backbone
+    trunk = build(backbone, num_layers, **without_policies(config))
+    model = build(backbone, num_layers, **config)
+    weights = {n: value for n, value in trunk.state_dict().items() if ".policy." not in n}
+    model.load_state_dict(weights, strict=False)
+    return model
 
 
 def _trunks(labels: list[Any], settings: TrainingSettings) -> list[Trunk]:
