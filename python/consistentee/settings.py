@@ -44,9 +44,9 @@ class TrainingSettings:
         ValueError: a field is outside its range.
     """
 
-    epochs: int = 3
+    epochs: int = 4
     policy_epochs: int = 30
-    joint_epochs: int = 1
+    joint_epochs: int = 0
     batch_size: int = 32
     policy_batch_size: int = 64
     joint_batch_size: int = 32
