@@ -1,8 +1,8 @@
 """Policies compared on one trunk: what they read, how they are trained, one price or many.
 
-Phase 1 is trained once a seed, without the held-out rows; each policy then learns from these as
-phase 2 does. Accuracy on test (dev without one) at equal layer ratios, read off the curve of all
-thresholds; of an adjustable policy off the curve of all prices, at threshold 0.5.
+Phase 1 is trained once a seed; each policy then learns as phase 2 does. Accuracy on test (dev
+without one) at equal layer ratios, read off the curve of all thresholds; of an adjustable policy
+off the curve of all prices, at threshold 0.5.
 
     python bench/policies.py --task sst2 --data DIR --output runs/policies
 """
@@ -33,18 +33,20 @@ from consistentee.settings import TrainingSettings
 from consistentee.tasks import find_task, load_task
 from consistentee.training import open_run
 
-PRICES = (0.01, 0.02, 0.04, 0.08, 0.16)
-ADJUSTABLE = {"alpha_range": [PRICES[0], PRICES[-1]], "alpha": PRICES[len(PRICES) // 2]}
+PRICES = (0.015, 0.03, 0.06, 0.12, 0.24)
+PRICE = 0.06  # the default
+ADJUSTABLE = {"alpha_range": [PRICES[0], PRICES[-1]], "alpha": PRICE}
 # By name: changes to the settings, and to the configuration.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "reads prediction, exact, hardness": ({}, {}),
+    "reads both, exact, hardness": ({}, {}),
+    "reads prediction": ({}, {"policy_input": "prediction"}),
     "reads state": ({}, {"policy_input": "state"}),
-    "reads both": ({}, {"policy_input": "both"}),
     "REINFORCE, K = 8": ({"estimator": "reinforce"}, {}),
+    "no entropy bonus": ({"entropy_bonus": 0.0}, {}),
     "reward plain": ({"reward": "plain"}, {}),
     "reward oracle": ({"reward": "oracle"}, {}),
-    **{f"alpha {price}": ({}, {"alpha": price}) for price in PRICES},
-    "one model, alpha 0.01 to 0.16": ({"policy_epochs": 60}, ADJUSTABLE),
+    **{f"alpha {price}": ({}, {"alpha": price}) for price in PRICES if price != PRICE},
+    "one model, alpha 0.015 to 0.24": ({"policy_epochs": 60}, ADJUSTABLE),
 }
 
 
@@ -77,22 +79,17 @@ def spread(values: list[float]) -> str:
 
 def one_seed(data: Prepared, output: Path, settings: TrainingSettings) -> dict[str, list[float]]:
     """Accuracy at each ratio, of confidence and of every variant."""
-    base = start(data, output / "trunk", replace(settings, folds=0), {})
-    trunk = base.trunks[0]
-    base.train_trunk(trunk, base.losses.trunk, settings.epochs)
-    base.trunks = [trunk]  # the one of all rows takes no part
+    base = start(data, output / "trunk", settings, {})
+    for trunk in base.trunks:
+        base.train_trunk(trunk, base.losses.trunk, settings.epochs)
     unseen = base.read_unseen()
-    hard = correct_layers(unseen.exit_logits, base.labels[unseen.rows])
-    correct = torch.zeros(len(base.labels), hard.shape[1], dtype=torch.bool)
-    correct[unseen.rows] = hard
+    correct = base.correct(unseen)
     test = exit_outputs(base.model, data.test, DataCollatorWithPadding(data.tokenizer))
     right = correct_layers(test.exit_logits, torch.tensor(data.test["labels"]))
     confidence = exit_scores("confidence", test.exit_logits, test.policy_logits)
     found = {"confidence": threshold_curve(confidence, right)}
     for number, (name, (changes, fields)) in enumerate(VARIANTS.items()):
-        variant = start(
-            data, output / f"variant-{number}", replace(settings, folds=0, **changes), fields
-        )
+        variant = start(data, output / f"variant-{number}", replace(settings, **changes), fields)
         variant.train_policies("policies", unseen, correct)
         found[name] = curve_of(variant, test, right)
     return {name: [curve.at_ratio(r) for r in RATIOS] for name, curve in found.items()}

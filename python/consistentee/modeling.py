@@ -67,7 +67,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         policy_size: int = 32,
         criterion: str = "policy",
         threshold: float = 0.5,
-        alpha: float | list[float] = 0.04,
+        alpha: float | list[float] = 0.06,
         alpha_range: Sequence[float] | None = None,
         metric: str = "accuracy",
         label_std: float = 1.0,
