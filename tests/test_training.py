@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSequenceClassification
 
 from consistentee import phases as phases_module
+from consistentee import training as training_module
 from consistentee.hardness import memorized_layer
 from consistentee.losses import Losses
 from consistentee.memorized import load_memorized_layers, row_hashes
@@ -234,6 +235,21 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
         expected = mapped(*states, states_of(letters.backbone, trunk, seen))
         found = torch.stack([policies.train_dataset[row]["states"] for row in np.flatnonzero(mask)])
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+
+
+def test_policies_read_states_where_rows_are_enough(letters, tmp_path, monkeypatch):
+    """12 of the 48 rows are held out; cross-fitting has all of them."""
+    for enough, changes, expected in (
+        (12, {}, "both"),
+        (13, {}, "prediction"),
+        (48, {"folds": 2}, "both"),
+        (49, {"held_out": 0.0}, "prediction"),
+    ):
+        monkeypatch.setattr(training_module, "MIN_STATE_ROWS", enough)
+        output = tmp_path / f"{enough}"
+        train(*letters, output, tokenizer(), replace(SETTINGS, joint_epochs=0, **changes))
+        model = AutoModelForSequenceClassification.from_pretrained(output)
+        assert model.config.policy_input == expected
 
 
 def test_a_seed_gives_one_trunk_whatever_the_policies_are_like(phases, letters, tmp_path):

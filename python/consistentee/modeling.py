@@ -38,8 +38,9 @@ class ConsistentEEConfig(PreTrainedConfig):
             default.
         pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, or its first token
             (``"cls"``, the paper's).
-        policy_input: what a policy reads: the ``"state"`` (the paper's, and regression's default),
-            ``"prediction"`` statistics (they say nothing of a number), or ``"both"`` (the default).
+        policy_input: what a policy reads: ``"prediction"`` statistics (the default; they say
+            nothing of a number), the ``"state"`` (the paper's, and regression's default), or
+            ``"both"`` (`consistentee.training.train`'s default where rows are many enough).
         policy_size: width of a policy's hidden layer.
         criterion: the exit rule's score, see `consistentee_ext.heads.ExitRule`.
         threshold: the score above which a row exits, in (0, 1].
@@ -83,7 +84,7 @@ class ConsistentEEConfig(PreTrainedConfig):
             raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
         if policy_input is None:
             is_regression = kwargs.get("problem_type") == "regression"
-            policy_input = "state" if is_regression else "both"
+            policy_input = "state" if is_regression else "prediction"
         if policy_input not in POLICY_INPUTS:
             raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
         if policy_size < 1:
