@@ -33,7 +33,7 @@ HARDNESS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardness": memorized_layer,
     "oracle": oracle_layer,
 }
-MAX_ALIGNMENT_ROWS = 8192
+MAX_ALIGNMENT_ROWS = 8192  # plenty for H x H numbers, and states [N, L, H] must fit in memory
 
 
 @dataclass(frozen=True)
