@@ -51,8 +51,9 @@ def recorded() -> Iterator[list[Recorder]]:
 
 @pytest.fixture(scope="module")
 def phases(letters, tmp_path_factory) -> list[Recorder]:
+    output = tmp_path_factory.mktemp("run") / "model"
     with recorded() as phases:
-        train(*letters, tmp_path_factory.mktemp("run") / "model", tokenizer(), SETTINGS)
+        train(*letters, output, tokenizer(), SETTINGS, policy_input="both")
     return phases
 
 
@@ -131,10 +132,17 @@ def test_policies_learn_from_rows_that_one_trunk_has_not_seen(phases, letters):
     assert [int(row["hardness"]) for row in policies.train_dataset] == layers[unseen].tolist()
 
 
+def load(backbone: Path, phase: Recorder) -> ConsistentEEForSequenceClassification:
+    """The model as a phase left it."""
+    build = ConsistentEEForSequenceClassification.from_backbone
+    model = build(backbone, policy_input="both")
+    model.load_state_dict(phase.after)
+    return model.eval()
+
+
 def states_of(backbone: Path, phase: Recorder, rows: Dataset) -> torch.Tensor:
     """What the trunk that a phase left makes of rows, one by one."""
-    model = ConsistentEEForSequenceClassification.from_backbone(backbone)
-    model.load_state_dict(phase.after)
+    model = load(backbone, phase)
     with torch.no_grad():
         ids = [torch.tensor([row["input_ids"]]) for row in rows]
         return torch.cat([model.eval()(input_ids=row).states for row in ids])
@@ -171,11 +179,10 @@ def test_memorized_layers_are_those_of_the_trunk(phases, letters, trained):
     held_out, trunk = phases[:2]
     unseen = held_out_rows(letters.train["labels"], SETTINGS.held_out, SETTINGS.seed)
     stored = load_memorized_layers(trained)
-    model = ConsistentEEForSequenceClassification.from_backbone(letters.backbone)
+    models = [load(letters.backbone, phase) for phase in (trunk, held_out)]
     for row, key, missed in zip(letters.train, row_hashes(letters.train), unseen, strict=True):
-        model.load_state_dict((held_out if missed else trunk).after)
         with torch.no_grad():
-            logits = model.eval()(input_ids=torch.tensor([row["input_ids"]])).exit_logits
+            logits = models[int(missed)](input_ids=torch.tensor([row["input_ids"]])).exit_logits
         correct = logits.argmax(-1) == row["labels"]
         assert stored[key] >= memorized_layer(correct).item()
     assert set(stored) == set(row_hashes(letters.train))
@@ -196,9 +203,10 @@ def test_without_held_out_rows_policies_learn_from_all(letters, tmp_path):
 
 @pytest.fixture(scope="module")
 def cross_fitted(letters, tmp_path_factory) -> list[Recorder]:
+    output = tmp_path_factory.mktemp("run") / "model"
     settings = replace(SETTINGS, folds=3)
     with recorded() as phases:
-        train(*letters, tmp_path_factory.mktemp("run") / "model", tokenizer(), settings)
+        train(*letters, output, tokenizer(), settings, policy_input="both")
     return phases
 
 
@@ -222,8 +230,7 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
     folds, trunk, policies = cross_fitted[:3], cross_fitted[3], cross_fitted[4]
     masks = fold_rows(letters.train["labels"], 3, SETTINGS.seed)
     for phase, mask in zip(folds, masks, strict=True):
-        model = ConsistentEEForSequenceClassification.from_backbone(letters.backbone)
-        model.load_state_dict(phase.after)
+        model = load(letters.backbone, phase)
         for row in np.flatnonzero(mask)[:4].tolist():
             with torch.no_grad():
                 output = model.eval()(input_ids=torch.tensor([letters.train[row]["input_ids"]]))

@@ -40,8 +40,8 @@ MAX_ALIGNMENT_ROWS = 8192  # plenty for H x H numbers, and states [N, L, H] must
 class Unseen:
     """Rows that policies learn from, as a trunk that had not seen them reads them.
 
-    ``rows [M]``, ascending, index the training data; ``states [M, L, H]``, in the terms of the
-    model's trunk; ``exit_logits [M, L, C]``.
+    ``rows [M]``, ascending, index the training data; ``states [M, L, H]``, where policies read them
+    in the terms of the model's trunk; ``exit_logits [M, L, C]``.
     """
 
     rows: NDArray[np.intp]
@@ -145,7 +145,11 @@ class Phases:
         Leaves the model with the weights of the last trunk, which all rows have trained.
         """
         *others, model_trunk = self.trunks
-        parts = [self.look_through(trunk, model_trunk) for trunk in others]
+        self.use(model_trunk)
+        frame = None
+        if others and self.model.config.policy_input != "prediction":
+            frame = self.look_at(_evenly(np.flatnonzero(model_trunk.seen), MAX_ALIGNMENT_ROWS))
+        parts = [self.look_through(trunk, frame) for trunk in others]
         self.use(model_trunk)
         if model_trunk.unseen.any():
             parts.append(self.look_at(np.flatnonzero(model_trunk.unseen)))
@@ -158,20 +162,20 @@ class Phases:
         )
         return self.calibrate(unseen) if self.cross_fitted else unseen
 
-    def look_through(self, trunk: Trunk, model_trunk: Trunk) -> Unseen:
+    def look_through(self, trunk: Trunk, frame: Unseen | None) -> Unseen:
         """What a trunk makes of the rows it misses, the states in the terms of the model's trunk.
 
-        These terms are found on rows that both trunks have seen: on others the two differ by what
-        having seen them does, and that is what policies must not learn.
+        These terms are found in `frame`, what the model's trunk makes of rows it has seen, on those
+        that this trunk has seen too: on others the two differ by what having seen them does, and
+        that is what policies must not learn. Without a frame states stay as they are.
         """
         self.use(trunk)
         unseen = self.look_at(np.flatnonzero(trunk.unseen))
-        shared = np.flatnonzero(trunk.seen & model_trunk.seen)
-        evenly = np.linspace(0, len(shared) - 1, min(len(shared), MAX_ALIGNMENT_ROWS))
-        shared = shared[evenly.astype(np.intp)]
-        states = self.look_at(shared).states
-        self.use(model_trunk)
-        alignment = fit_alignment(states, self.look_at(shared).states)
+        if frame is None:
+            return unseen
+        shared = trunk.seen[frame.rows]
+        states = self.look_at(frame.rows[shared]).states
+        alignment = fit_alignment(states, frame.states[shared])
         return replace(unseen, states=alignment(unseen.states))
 
     def look_at(self, rows: NDArray[np.intp]) -> Unseen:
@@ -313,6 +317,11 @@ class Phases:
             "dev": exit_report(output, torch.tensor(self.dev_data["labels"]), self.model.config),
         }
         self.run.complete(name, self.model.save_pretrained, self.logs[name])
+
+
+def _evenly(rows: NDArray[np.intp], most: int) -> NDArray[np.intp]:
+    """At most so many of the rows, evenly over their order."""
+    return rows[np.linspace(0, len(rows) - 1, min(len(rows), most)).astype(np.intp)]
 
 
 def _numbered(phase: str, iteration: int) -> str:
