@@ -1,8 +1,9 @@
 """Policies compared on one trunk: what they read, how they are trained, one price or many.
 
-Phase 1 is trained once a seed; each policy then learns as phase 2 does. Accuracy on test (dev
-without one) at equal layer ratios, read off the curve of all thresholds; of an adjustable policy
-off the curve of all prices, at threshold 0.5.
+Phase 1 is trained once a seed; each policy then learns as phase 2 does, from states as well as
+predictions unless its name says otherwise. Accuracy on test (dev without one) at equal layer
+ratios, read off the curve of all thresholds; of an adjustable policy off the curve of all prices,
+at threshold 0.5.
 
     python bench/policies.py --task sst2 --data DIR --output runs/policies
 """
@@ -99,7 +100,7 @@ def start(
     data: Prepared, output: Path, settings: TrainingSettings, fields: dict[str, Any]
 ) -> Phases:
     rows = (data.train, data.dev)
-    config = {**data.config, **fields}
+    config = {**data.config, "policy_input": "both", **fields}
     output.parent.mkdir(parents=True, exist_ok=True)
     return open_run(
         get_model_path(), *rows, output, data.tokenizer, settings, asdict(settings), config

@@ -82,9 +82,20 @@ def prepare(
     max_length: int,
     config: Mapping[str, Any],
 ) -> Prepared:
-    """Token ids and labels of each split; the arguments are those of `train_on_splits`."""
-    tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-    positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+    """Token ids and labels of each split; the arguments are those of `train_on_splits`.
+
+    Raises:
+        ValueError: no backbone with a tokenizer is there, or the labels cannot be learned.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
+        positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(
+            "backbone: expected a folder or hub name of an encoder with its tokenizer, "
+            f"got {backbone} ({reason})"
+        ) from error
     max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
     regression = config.get("problem_type") == "regression"
     names = None if regression else label_names(splits["train"])

@@ -48,7 +48,7 @@ class TrainingSettings:
     policy_epochs: int = 30
     joint_epochs: int = 0
     batch_size: int = 32
-    policy_batch_size: int = 64
+    policy_batch_size: int = 16
     joint_batch_size: int = 32
     learning_rate: float = 5e-5
     joint_learning_rate: float = 1e-5
@@ -62,7 +62,7 @@ class TrainingSettings:
     estimator: str = "exact"
     samples: int = 8
     epsilon: float = 0.0
-    entropy_bonus: float = 0.01
+    entropy_bonus: float = 0.02
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)
 
