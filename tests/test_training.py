@@ -28,16 +28,23 @@ from consistentee_ext import FastEarlyExitEncoder
 
 
 class Recorder(PhaseTrainer):
-    """A trainer that keeps what each phase began with, ended with and was trained on."""
+    """A trainer that keeps what each phase began with, ended with and was trained on, and the
+    threads of its steps.
+    """
 
     phases: ClassVar[list[Recorder]] = []
 
     def train(self, *args, **kwargs):
         self.before = {n: p.detach().clone() for n, p in self.model.named_parameters()}
+        self.threads: set[int] = set()
         result = super().train(*args, **kwargs)
         self.after = {n: p.detach().clone() for n, p in self.model.named_parameters()}
         Recorder.phases.append(self)
         return result
+
+    def compute_loss(self, *args, **kwargs):
+        self.threads.add(torch.get_num_threads())
+        return super().compute_loss(*args, **kwargs)
 
 
 @contextmanager
@@ -98,6 +105,15 @@ def test_each_phase_moves_its_parameters_alone(phases):
     for phase in phases:
         policies = phase.phase.startswith("policies")
         assert moved(phase) == ({"policies"} if policies else {"trunk", "classifiers"})
+
+
+def test_policies_learn_on_one_thread(phases):
+    """Their steps are too small to share."""
+    threads = torch.get_num_threads()
+    if threads == 1:
+        pytest.skip("one thread is all there is")
+    for phase in phases:
+        assert phase.threads == ({1} if phase.phase.startswith("policies") else {threads})
 
 
 def same_but_for_temperature(after: Recorder, before: Recorder) -> bool:

@@ -253,6 +253,7 @@ class Phases:
             alpha_range=self.model.config.alpha_range,
             dropout=False,
             checkpoint=False,
+            one_thread=True,
         )
 
     def train_jointly(self, name: str, trunk: Trunk, correct: Tensor) -> None:

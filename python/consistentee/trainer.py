@@ -69,6 +69,8 @@ class PhaseTrainer(Trainer):
         dropout: False trains without it.
         checkpoint: False for a phase too short to be worth going on with.
         bf16: compute the model in bfloat16 where autocast does; weights and loss stay float32.
+        one_thread: compute on one thread: steps too small to share wait for each other's threads
+            where these are busy, and gain nothing where they are not.
         alpha_range: of an adjustable model: each row of each batch gets an alpha drawn from it, its
             logarithm uniformly, which policies and loss go by.
         options: of the Trainer: the model, the data, the collator.
@@ -88,6 +90,7 @@ class PhaseTrainer(Trainer):
         dropout: bool = True,
         checkpoint: bool = True,
         bf16: bool = False,
+        one_thread: bool = False,
         alpha_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
@@ -119,7 +122,16 @@ class PhaseTrainer(Trainer):
         self.head_learning_rate = head_learning_rate
         self.dropout = dropout
         self.bf16 = bf16
+        self.one_thread = one_thread
         self.alpha_range = alpha_range
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if self.one_thread else threads)
+        try:
+            return super().train(*args, **options)
+        finally:
+            torch.set_num_threads(threads)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
