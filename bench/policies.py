@@ -2,8 +2,8 @@
 
 Phase 1 is trained once a seed; each policy then learns as phase 2 does, from states as well as
 predictions unless its name says otherwise. Accuracy on test (dev without one) at equal layer
-ratios, read off the curve of all thresholds; of an adjustable policy off the curve of all prices,
-at threshold 0.5.
+ratios, read off the curve of all thresholds; of an adjustable policy that at its own price, and
+the curve of all prices at threshold 0.5.
 
     python bench/policies.py --task sst2 --data DIR --output runs/policies
 """
@@ -47,7 +47,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "reward plain": ({"reward": "plain"}, {}),
     "reward oracle": ({"reward": "oracle"}, {}),
     **{f"alpha {price}": ({}, {"alpha": price}) for price in PRICES if price != PRICE},
-    "one model, alpha 0.015 to 0.24": ({"policy_epochs": 60}, ADJUSTABLE),
+    "one model, 0.015 to 0.24": ({"policy_epochs": 60}, ADJUSTABLE),
 }
 
 
@@ -67,10 +67,10 @@ def main() -> None:
     ]
     write_json(arguments.output / f"{task.name}.json", {"ratios": list(RATIOS), "seeds": runs})
     print(f"{task.name}: accuracy (%) at layer ratio, {len(runs)} seeds, {len(data.test)} rows")
-    print(f"{'':<36}" + "".join(f"{ratio:>14.1f}" for ratio in RATIOS))
+    print(f"{'':<38}" + "".join(f"{ratio:>14.1f}" for ratio in RATIOS))
     for name in runs[0]:
         figures = [spread([run[name][at] for run in runs]) for at in range(len(RATIOS))]
-        print(f"{name:<36}" + "".join(f"{figure:>14}" for figure in figures))
+        print(f"{name:<38}" + "".join(f"{figure:>14}" for figure in figures))
 
 
 def spread(values: list[float]) -> str:
@@ -92,7 +92,7 @@ def one_seed(data: Prepared, output: Path, settings: TrainingSettings) -> dict[s
     for number, (name, (changes, fields)) in enumerate(VARIANTS.items()):
         variant = start(data, output / f"variant-{number}", replace(settings, **changes), fields)
         variant.train_policies("policies", unseen, correct)
-        found[name] = curve_of(variant, test, right)
+        found |= {name + read: curve for read, curve in curves_of(variant, test, right).items()}
     return {name: [curve.at_ratio(r) for r in RATIOS] for name, curve in found.items()}
 
 
@@ -107,24 +107,27 @@ def start(
     )
 
 
-def curve_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) -> Curve:
+def curves_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) -> dict[str, Curve]:
+    """The curve of a policy or, by what sets an adjustable one's speed, both it has."""
     policies = PolicyNetwork(variant.model).eval()
-    prices = variant.model.config.alpha_range
 
     def scores(alpha: float | None) -> torch.Tensor:
         with torch.no_grad():
             output = policies(test.states, test.exit_logits, alpha)
         return exit_scores("policy", output.exit_logits, output.policy_logits)
 
+    by_threshold = threshold_curve(scores(None), right)
+    prices = variant.model.config.alpha_range
     if prices is None:
-        return threshold_curve(scores(None), right)
+        return {"": by_threshold}
     points = {}
     for alpha in np.geomspace(*prices, 65).tolist():
         exits = leave_at(scores(alpha), 0.5)
         points[exits.double().mean().item()] = at_exit(right.double(), exits).mean().item()
     points[float(right.shape[1])] = right[:, -1].double().mean().item()
     layers = sorted(points)
-    return Curve(tuple(layers), tuple(points[layer] for layer in layers))
+    by_price = Curve(tuple(layers), tuple(points[layer] for layer in layers))
+    return {", by threshold": by_threshold, ", by price": by_price}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from consistentee.settings import TrainingSettings
 
 # Four minutes on two cores with AVX-512, packages included; an estimated nine without.
 ROWS_PER_CLASS = 800
-LAYER_RATIO = 1.7  # of dev: what so few rows and epochs can save for under two points of accuracy
+LAYER_RATIO = 1.7  # of dev: what so few rows and epochs can save for under a point of accuracy
 # Longer steps than the defaults, so that the lower layers of a small corpus get any good in few
 # epochs.
 SETTINGS = TrainingSettings(epochs=2, learning_rate=1e-4)
