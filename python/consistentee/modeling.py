@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -215,16 +216,10 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         Raises:
             ValueError: there is no such encoder, or a field is outside its range.
         """
-        try:
+        with finding_backbone(name_or_path, "a pretrained encoder with safetensors weights"):
             encoder = AutoModel.from_pretrained(
                 name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise ValueError(
-                "backbone: expected a pretrained encoder with safetensors weights, "
-                f"got {name_or_path} ({reason})"
-            ) from error
         encoder.config.name_or_path = ""  # a local path is no part of a model
         if num_layers is not None:
             most = encoder.config.num_hidden_layers
@@ -357,6 +352,20 @@ class PolicyNetwork(nn.Module):
             exit_logits=exit_logits,
             policy_logits=stack_policies(policy_logits, exit_logits),
         )
+
+
+@contextmanager
+def finding_backbone(name_or_path: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """Say in one line that the encoder the block loads is not what was expected.
+
+    Raises:
+        ValueError: the block could not load it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"backbone: expected {expected}, got {name_or_path} ({reason})") from error
 
 
 def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:

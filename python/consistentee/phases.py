@@ -145,9 +145,9 @@ class Phases:
         Leaves the model with the weights of the last trunk, which all rows have trained.
         """
         *others, model_trunk = self.trunks
-        self.use(model_trunk)
         frame = None
         if others and self.model.config.policy_input != "prediction":
+            self.use(model_trunk)
             frame = self.look_at(_evenly(np.flatnonzero(model_trunk.seen), MAX_ALIGNMENT_ROWS))
         parts = [self.look_through(trunk, frame) for trunk in others]
         self.use(model_trunk)

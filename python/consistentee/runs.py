@@ -32,7 +32,7 @@ from consistentee.exit_scores import exit_scores
 from consistentee.exit_states import exit_outputs, exit_report
 from consistentee.files import write_json
 from consistentee.hardness import correct_layers
-from consistentee.modeling import ConsistentEEForSequenceClassification
+from consistentee.modeling import ConsistentEEForSequenceClassification, finding_backbone
 from consistentee.settings import TrainingSettings
 from consistentee.training import train
 from consistentee_ext import FastEarlyExitEncoder
@@ -87,15 +87,9 @@ def prepare(
     Raises:
         ValueError: no backbone with a tokenizer is there, or the labels cannot be learned.
     """
-    try:
+    with finding_backbone(backbone, "a folder or hub name of an encoder with its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
         positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            "backbone: expected a folder or hub name of an encoder with its tokenizer, "
-            f"got {backbone} ({reason})"
-        ) from error
     max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
     regression = config.get("problem_type") == "regression"
     names = None if regression else label_names(splits["train"])
