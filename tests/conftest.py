@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from letters import SETTINGS, WORDS, Letters, letters_on, tokenizer
+from recorder import Recorder, recorded
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
@@ -103,3 +104,12 @@ def trained(letters: Letters) -> Path:
     output = letters.backbone.parent / "run" / "model"
     train(*letters, output, tokenizer(), SETTINGS)
     return output
+
+
+@pytest.fixture(scope="session")
+def phases(letters: Letters, tmp_path_factory: pytest.TempPathFactory) -> list[Recorder]:
+    """The phases of a training whose policies read states too."""
+    output = tmp_path_factory.mktemp("run") / "model"
+    with recorded() as phases:
+        train(*letters, output, tokenizer(), SETTINGS, policy_input="both")
+    return phases
