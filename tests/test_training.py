@@ -194,7 +194,12 @@ def test_bad_input_leaves_nothing_behind(letters, tmp_path):
     output = tmp_path / "model"
     wrong = letters.train.map(lambda row: {"labels": row["labels"] + 1})
     long = Dataset.from_dict(
-        {"input_ids": [[2] * 17], "attention_mask": [[1] * 17], "labels": [0], "length": [17]}
+        {
+            "input_ids": [[2] * 17] * 8,
+            "attention_mask": [[1] * 17] * 8,
+            "labels": [0, 1] * 4,
+            "length": [17] * 8,
+        }
     )
     for bad, message in (
         ({"train": wrong}, r"^train_data: expected labels in 0\.\.1, got 1\.\.2$"),

@@ -251,9 +251,7 @@ class Phases:
             batch_size=self.settings.policy_batch_size,
             head_learning_rate=self.settings.policy_learning_rate,
             alpha_range=self.model.config.alpha_range,
-            dropout=False,
-            checkpoint=False,
-            one_thread=True,
+            policies_alone=True,
         )
 
     def train_jointly(self, name: str, trunk: Trunk, correct: Tensor) -> None:

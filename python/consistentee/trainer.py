@@ -66,11 +66,11 @@ class PhaseTrainer(Trainer):
         seed: of the order of rows and the dropout.
         head_learning_rate: peak learning rate of ``heads.*``.
         learning_rate: peak learning rate of ``backbone.*``.
-        dropout: False trains without it.
-        checkpoint: False for a phase too short to be worth going on with.
         bf16: compute the model in bfloat16 where autocast does; weights and loss stay float32.
-        one_thread: compute on one thread: steps too small to share wait for each other's threads
-            where these are busy, and gain nothing where they are not.
+        policies_alone: the model is a `PolicyNetwork`, which reads states of a trunk that has run
+            already: no dropout, as its inputs had none; no checkpoints, as the phase is too short
+            to be worth going on with; and one thread, as steps so small gain nothing from several
+            and wait for each of them where these are busy.
         alpha_range: of an adjustable model: each row of each batch gets an alpha drawn from it, its
             logarithm uniformly, which policies and loss go by.
         options: of the Trainer: the model, the data, the collator.
@@ -87,10 +87,8 @@ class PhaseTrainer(Trainer):
         seed: int,
         head_learning_rate: float,
         learning_rate: float = 0.0,
-        dropout: bool = True,
-        checkpoint: bool = True,
         bf16: bool = False,
-        one_thread: bool = False,
+        policies_alone: bool = False,
         alpha_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
@@ -108,7 +106,7 @@ class PhaseTrainer(Trainer):
             warmup_steps=0.06,
             seed=seed,
             logging_strategy="epoch",
-            save_strategy="epoch" if checkpoint else "no",
+            save_strategy="no" if policies_alone else "epoch",
             save_total_limit=1,
             remove_unused_columns=False,
             use_cpu=not torch.accelerator.is_available(),
@@ -120,14 +118,13 @@ class PhaseTrainer(Trainer):
         self.loss = loss
         self.batch_size = batch_size
         self.head_learning_rate = head_learning_rate
-        self.dropout = dropout
         self.bf16 = bf16
-        self.one_thread = one_thread
+        self.policies_alone = policies_alone
         self.alpha_range = alpha_range
 
     def train(self, *args: Any, **options: Any) -> Any:
         threads = torch.get_num_threads()
-        torch.set_num_threads(1 if self.one_thread else threads)
+        torch.set_num_threads(1 if self.policies_alone else threads)
         try:
             return super().train(*args, **options)
         finally:
@@ -165,7 +162,7 @@ class PhaseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        model.train(self.dropout)
+        model.train(not self.policies_alone)
         if self.alpha_range is not None:
             low, high = self.alpha_range
             drawn = torch.rand(len(inputs["labels"]), device=inputs["labels"].device)

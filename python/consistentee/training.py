@@ -130,15 +130,15 @@ def open_run(
 
     The arguments are those of `train`; `identity_of_settings` is what of them decides the result.
     """
+    trunks = _trunks(train_data["labels"], settings)
     if config.get("problem_type") == "regression":
         config = {**config, "label_std": float(np.std(train_data["labels"]))}
     elif "policy_input" not in config:
-        few = _policy_rows(len(train_data), settings) < MIN_STATE_ROWS
+        few = sum(trunk.unseen.sum() for trunk in trunks) < MIN_STATE_ROWS
         config = {**config, "policy_input": "prediction" if few else "both"}
     model = _start(backbone, num_layers, config, settings.seed)
     _check_data("train_data", train_data, model)
     _check_data("dev_data", dev_data, model)
-    trunks = _trunks(train_data["labels"], settings)
     identity = {
         "backbone": str(backbone),
         "num_layers": num_layers,
@@ -150,12 +150,6 @@ def open_run(
     with processes().main_process_first():
         run = RunFolder(output, identity)
     return Phases(run, model, train_data, trunks, dev_data, tokenizer, settings)
-
-
-def _policy_rows(rows: int, settings: TrainingSettings) -> int:
-    """How many of the training rows policies learn from."""
-    kept_apart = settings.held_out and not settings.folds
-    return int(settings.held_out * rows) if kept_apart else rows
 
 
 def without_policies(config: Mapping[str, Any]) -> dict[str, Any]:
