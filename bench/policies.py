@@ -2,8 +2,8 @@
 
 Phase 1 is trained once a seed; each policy then learns as phase 2 does, from states as well as
 predictions unless its name says otherwise. Accuracy on test (dev without one) at equal layer
-ratios, read off the curve of all thresholds; of an adjustable policy that at its own price, and
-the curve of all prices at threshold 0.5.
+ratios, read off the curve of all thresholds; of an adjustable policy that at each of the prices
+that others were trained at, and the curve of all prices at threshold 0.5.
 
     python bench/policies.py --task sst2 --data DIR --output runs/policies
 """
@@ -108,7 +108,7 @@ def start(
 
 
 def curves_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) -> dict[str, Curve]:
-    """The curve of a policy or, by what sets an adjustable one's speed, both it has."""
+    """The curve of a policy, of an adjustable one at each price and over all of them."""
     policies = PolicyNetwork(variant.model).eval()
 
     def scores(alpha: float | None) -> torch.Tensor:
@@ -116,18 +116,18 @@ def curves_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) ->
             output = policies(test.states, test.exit_logits, alpha)
         return exit_scores("policy", output.exit_logits, output.policy_logits)
 
-    by_threshold = threshold_curve(scores(None), right)
-    prices = variant.model.config.alpha_range
-    if prices is None:
-        return {"": by_threshold}
+    alpha_range = variant.model.config.alpha_range
+    if alpha_range is None:
+        return {"": threshold_curve(scores(None), right)}
+    at_price = {f", at {alpha}": threshold_curve(scores(alpha), right) for alpha in PRICES}
     points = {}
-    for alpha in np.geomspace(*prices, 65).tolist():
+    for alpha in np.geomspace(*alpha_range, 65).tolist():
         exits = leave_at(scores(alpha), 0.5)
         points[exits.double().mean().item()] = at_exit(right.double(), exits).mean().item()
     points[float(right.shape[1])] = right[:, -1].double().mean().item()
     layers = sorted(points)
     by_price = Curve(tuple(layers), tuple(points[layer] for layer in layers))
-    return {", by threshold": by_threshold, ", by price": by_price}
+    return {**at_price, ", by price": by_price}
 
 
 if __name__ == "__main__":

@@ -143,12 +143,13 @@ def test_predict_agrees_with_evaluate(
     output = tmp_path / f"predictions{suffix}"
     done = run("predict", checkpoint, data / "test.tsv", "--output", output)
     assert done.code == 0, done.err
-    from consistentee.data import load_table
+    from consistentee.data import load_texts
 
-    table = load_table(output, ["sentence1"], label_column="prediction")
-    truth = load_table(data / "test.tsv")
-    assert table["sentence1"] == truth["sentence1"]
-    right = [a == b for a, b in zip(table["label"], truth["label"], strict=True)]
+    rows, _ = load_texts(output)
+    given, _ = load_texts(data / "test.tsv")
+    assert rows.column_names == [*given.column_names, "prediction", "exit_layer", "exit_score"]
+    assert all(rows[name][:] == given[name][:] for name in given.column_names)
+    right = [a == b for a, b in zip(rows["prediction"], rows["label"], strict=True)]
     file = tmp_path / "figures.json"
     run("evaluate", checkpoint, "--data", data / "test.tsv", "--json", file)
     assert sum(right) / 40 == json.loads(file.read_text())["accuracy"]
@@ -352,6 +353,8 @@ def test_evaluate_and_predict_say_in_one_line_what_is_wrong(
     check_one_line(run("predict", checkpoint, test, "--output", tmp_path / "out.xml"), ".xml")
     check_one_line(run("predict", checkpoint, test, "--output", test / "out.tsv"), "test.tsv")
     check_one_line(run("predict", backbone, test, "--output", output), str(backbone))
+    again = tsv(tmp_path / "again.tsv", "sentence\texit_layer\na film\t3\n")
+    check_one_line(run("predict", checkpoint, again, "--output", output), "'exit_layer'")
     check_one_line(run("predict", checkpoint, "--output", output), "input")
     check_one_line(run("predict", checkpoint, test), "--output")
     check_one_line(run("fly"), "fly")

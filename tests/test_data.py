@@ -13,7 +13,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from consistentee.data import encode, label_names, load_splits, load_table, numbers
+from consistentee.data import encode, label_names, load_splits, load_table, load_texts, numbers
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e"]
 
@@ -142,9 +142,17 @@ def test_text_columns_are_found(tmp_path, header, text_columns, expected):
     assert table.to_dict() == {**expected, "label": ["yes"]}
 
 
-def test_label_column_by_name_or_not_at_all(tmp_path):
+def test_texts_come_with_every_column_as_it_is(tmp_path):
+    path = write(tmp_path / "t.tsv", "id\tsentence\ttopic\n01\ta\tx\n2\tb\t\n")
+    rows, texts = load_texts(path)
+    assert rows.to_dict() == {"id": ["01", "2"], "sentence": ["a", "b"], "topic": ["x", ""]}
+    assert texts.to_dict() == {"sentence1": ["a", "b"]}
+    with pytest.raises(ValueError, match=r"row 2: expected text in 'topic', got ''"):
+        load_texts(path, ["sentence", "topic"])
+
+
+def test_label_column_by_name(tmp_path):
     path = write(tmp_path / "t.tsv", "sentence\ttopic\na\tx\nb\t\n")
-    assert load_table(path, need_label=False).to_dict() == {"sentence1": ["a", "b"]}
     with pytest.raises(ValueError, match=r"t\.tsv: expected a column 'label', got sentence, topic"):
         load_table(path)
     with pytest.raises(ValueError, match=r"row 2: expected an integer or a string in 'topic'"):

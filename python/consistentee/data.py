@@ -44,7 +44,6 @@ def load_table(
     path: str | Path,
     text_columns: Sequence[str] | None = None,
     label_column: str = "label",
-    need_label: bool = True,
     regression: bool = False,
 ) -> Dataset:
     """Read one file of sentences, or of pairs of sentences, with their labels.
@@ -53,11 +52,10 @@ def load_table(
         path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
         text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
         label_column: integers or strings; ``01`` and ``1`` are two labels.
-        need_label: False leaves the labels unread.
         regression: the labels are numbers; floating ones will do.
 
     Returns:
-        The columns ``sentence1``, for pairs ``sentence2``, and where needed ``label``, all strings.
+        The columns ``sentence1``, for pairs ``sentence2``, and ``label``, all strings.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -65,30 +63,37 @@ def load_table(
             type (JSON: dates alone, integers beside strings), or a row without text or label.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file, found none")
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
-    try:
-        table = _read(path) if path.read_bytes().strip() else None
-    except (ValueError, csv.Error, NotImplementedError, DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
-    if table is None:
-        raise ValueError(f"{path}: expected at least one row, got none")
-    texts = _find_text_columns(path, table.column_names, text_columns)
-    columns = [_strings(path, table, name) for name in texts]
-    labels = None
-    if need_label:
-        _check_columns(path, table.column_names, (label_column,))
-        kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
-        if regression:
-            kinds = {"a number": ("int", "uint", "float", "double")}
-        labels = _strings(path, table, label_column, kinds)
-    return table_of(columns, labels)
+    rows = _read_rows(path)
+    texts = _texts(path, rows, text_columns)
+    _check_columns(path, rows.column_names, (label_column,))
+    kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
+    if regression:
+        kinds = {"a number": ("int", "uint", "float", "double")}
+    return table_of(texts, _strings(path, rows, label_column, kinds))
 
 
-def table_of(texts: Sequence[list[str]], labels: list[str] | None) -> Dataset:
+def load_texts(
+    path: str | Path, text_columns: Sequence[str] | None = None
+) -> tuple[Dataset, Dataset]:
+    """Read one file of sentences, or of pairs of sentences, to classify.
+
+    Args:
+        path: as in `load_table`.
+        text_columns: as in `load_table`.
+
+    Returns:
+        All columns of the file as they are; and ``sentence1``, for pairs ``sentence2``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `load_table`, but for labels.
+    """
+    path = Path(path)
+    rows = _read_rows(path)
+    return rows, table_of(_texts(path, rows, text_columns))
+
+
+def table_of(texts: Sequence[list[str]], labels: list[str] | None = None) -> Dataset:
     """A table as `load_table` returns it, from one or two columns of text and perhaps labels."""
     columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
     return Dataset.from_dict(columns if labels is None else columns | {"label": labels})
@@ -223,6 +228,22 @@ def encode(
     return encoded.add_column("labels", numbers(table)) if regression else encoded
 
 
+def _read_rows(path: Path) -> Dataset:
+    """The columns of a file that has rows."""
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
+    try:
+        rows = _read(path) if path.read_bytes().strip() else None
+    except (ValueError, csv.Error, NotImplementedError, DatasetGenerationError) as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
+    if rows is None:
+        raise ValueError(f"{path}: expected at least one row, got none")
+    return rows
+
+
 def _read(path: Path) -> Dataset | None:
     """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
     builder_class, options = FORMATS[path.suffix]
@@ -246,6 +267,11 @@ def _read(path: Path) -> Dataset | None:
         if builder.info.splits["train"].num_examples <= header_rows:
             return None
         return builder.as_dataset("train", in_memory=True).skip(header_rows)
+
+
+def _texts(path: Path, rows: Dataset, text_columns: Sequence[str] | None) -> list[list[str]]:
+    names = _find_text_columns(path, rows.column_names, text_columns)
+    return [_strings(path, rows, name) for name in names]
 
 
 def _find_text_columns(

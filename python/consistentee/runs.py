@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -38,6 +38,7 @@ from consistentee.training import train
 from consistentee_ext import FastEarlyExitEncoder
 
 MAX_LENGTH = 128
+PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
 
 
 def train_on_splits(
@@ -218,13 +219,25 @@ def calibrate_checkpoint(
     return {"threshold": threshold, **exit_report(output, labels, config)}
 
 
-def predict_table(
+def predict_rows(
     checkpoint: str | os.PathLike[str],
+    rows: Dataset,
     table: Dataset,
     threshold: float | None = None,
     alpha: float | None = None,
 ) -> Dataset:
-    """The table with three columns more: ``prediction``, ``exit_layer`` and ``exit_score``."""
+    """The rows with three columns more: ``prediction``, ``exit_layer`` and ``exit_score``.
+
+    Args:
+        checkpoint: a folder or hub name.
+        rows: with columns of any names but these.
+        table: their text, see `consistentee.data.load_texts`.
+        threshold: None: the checkpoint's.
+        alpha: of an adjustable checkpoint; None: its own.
+    """
+    taken = [name for name in PREDICTION_COLUMNS if name in rows.column_names]
+    if taken:
+        raise ValueError(f"input: expected no column of the name {taken[0]!r}, which is written")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     texts = (
         list(zip(table["sentence1"], table["sentence2"], strict=True))
@@ -232,12 +245,10 @@ def predict_table(
         else list(table["sentence1"])
     )
     output = encoder.predict(texts, show_progress_bar=True)
-    columns = {
-        "prediction": _answers(output.logits, encoder.config),
-        "exit_layer": output.exit_layers.tolist(),
-        "exit_score": output.exit_scores.tolist(),
-    }
-    return Dataset.from_dict(table.to_dict() | columns)
+    answers = _answers(output.logits, encoder.config)
+    columns = (answers, output.exit_layers.tolist(), output.exit_scores.tolist())
+    predictions = Dataset.from_dict(dict(zip(PREDICTION_COLUMNS, columns, strict=True)))
+    return concatenate_datasets([rows, predictions], axis=1)
 
 
 def _check_classes(table: Dataset) -> None:

@@ -102,13 +102,13 @@ def predict(
     text_column: TextColumns = None,
 ) -> None:
     """Classify the rows of a file; writes them with prediction, exit layer and score."""
-    from consistentee.data import load_table
+    from consistentee.data import load_texts
     from consistentee.files import check_table, write_table
-    from consistentee.runs import predict_table
+    from consistentee.runs import predict_rows
 
     check_table(output)
-    table = load_table(input, text_column or None, need_label=False)
-    write_table(output, predict_table(checkpoint, table, threshold, alpha))
+    rows, texts = load_texts(input, text_column or None)
+    write_table(output, predict_rows(checkpoint, rows, texts, threshold, alpha))
 
 
 def report(
