@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -188,6 +189,14 @@ def test_heads_have_their_own_learning_rate(phases):
     assert peak == {SETTINGS.learning_rate, SETTINGS.learning_rate * SETTINGS.head_factor}
     trained = [name for name in phases[0].before if ".policy." not in name]
     assert sum(len(group["params"]) for group in groups) == len(trained)
+
+
+def test_a_phase_shows_one_bar_with_its_name_and_its_loss(letters, tmp_path, capsys):
+    log = train_trunk(*letters, tmp_path / "model", tokenizer(), SETTINGS)
+    out, err = capsys.readouterr()
+    assert not out
+    loss = log["phases"]["trunk"]["losses"][-1]
+    assert re.search(rf"trunk: 100%.* {STEPS['joint'] * 2}/.*loss={loss:.4g}\]", err)
 
 
 def test_bad_input_leaves_nothing_behind(letters, tmp_path):

@@ -11,7 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from consistentee.exit_states import MODEL_INPUTS
@@ -47,6 +53,32 @@ class EpochSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         grouped = LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator)
         return iter(grouped)
+
+
+class PhaseProgress(ProgressCallback):
+    """One bar a phase, with its name and its last loss, in place of a line an epoch."""
+
+    training_bar: Any  # None on all processes but one
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase = phase
+
+    def on_train_begin(self, *args: Any, **options: Any) -> None:
+        super().on_train_begin(*args, **options)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.phase)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
 
 
 class PhaseTrainer(Trainer):
@@ -114,6 +146,8 @@ class PhaseTrainer(Trainer):
             report_to="none",
         )
         super().__init__(args=arguments, **options)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(PhaseProgress(phase))
         self.phase = phase
         self.loss = loss
         self.batch_size = batch_size
