@@ -267,6 +267,30 @@ def test_backends(run: Callable[..., Run]) -> None:
     assert "torch" in run("backends").out
 
 
+def test_a_loss_that_is_not_finite_ends_in_one_line(
+    run: Callable[..., Run], backbone: Path, tmp_path: Path
+) -> None:
+    """Labels that float32 has no numbers for."""
+    for name in ("train", "dev"):
+        rows = [f"film\t{sign}1e39" for sign in ("", "-")] * 8
+        tsv(tmp_path / f"{name}.tsv", "\n".join(["sentence\tlabel", *rows]) + "\n")
+    output = tmp_path / "model"
+    done = run(
+        *("train", "--model", backbone, "--data", tmp_path, "--output", output, "--regression")
+    )
+    assert done.code == 2
+    lines = done.err.splitlines()
+    (message,) = (line for line in lines if line.startswith("consistentee: "))
+    kept = tmp_path / "model.partial" / "trunk.held_out.checkpoints"
+    assert message == (
+        "consistentee: trunk.held_out: expected a finite loss, got nan at step 1; checkpoints are "
+        f"kept in {kept}"
+    )
+    assert kept.is_dir()
+    assert not output.exists()
+    assert "Traceback" not in done.err
+
+
 def tsv(path: Path, text: str) -> Path:
     path.write_text(text, encoding="utf-8")
     return path

@@ -80,6 +80,11 @@ class PhaseProgress(ProgressCallback):
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
 
+    def close(self) -> None:
+        """End the line, so that what is printed next begins one."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
 
 class PhaseTrainer(Trainer):
     """A Trainer whose loss sees the whole batch and whose heads have their own learning rate.
@@ -146,8 +151,9 @@ class PhaseTrainer(Trainer):
             report_to="none",
         )
         super().__init__(args=arguments, **options)
+        self.progress = PhaseProgress(phase)
         if self.pop_callback(ProgressCallback):
-            self.add_callback(PhaseProgress(phase))
+            self.add_callback(self.progress)
         self.phase = phase
         self.loss = loss
         self.batch_size = batch_size
@@ -163,6 +169,7 @@ class PhaseTrainer(Trainer):
             return super().train(*args, **options)
         finally:
             torch.set_num_threads(threads)
+            self.progress.close()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
