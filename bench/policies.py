@@ -57,9 +57,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--folds", type=int, help="in place of what the task has")
     arguments = parser.parse_args()
     task = find_task(arguments.task)
-    settings, config = training_fields(task.fields())
+    settings, config = training_fields(task.fields(), {"folds": arguments.folds})
     data = prepare(get_model_path(), load_task(task, [arguments.data]), 128, config)
     runs = [
         one_seed(data, arguments.output / f"{task.name}-{seed}", replace(settings, seed=seed))
