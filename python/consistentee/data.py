@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import glob
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Features, Value, concatenate_datasets
-from datasets.exceptions import DatasetGenerationError
-from datasets.packaged_modules.csv.csv import Csv
-from datasets.packaged_modules.json.json import Json
-from datasets.packaged_modules.parquet.parquet import Parquet
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from consistentee.files import quiet_datasets
+from consistentee.readers import FORMATS, read_rows
 
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -29,15 +22,6 @@ TEXT_COLUMNS = (
 )
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 BATCH_ROWS = 1000
-
-# The builders behind `load_dataset`, with options; that function reports its use to a server.
-FORMATS: dict[str, tuple[Any, dict[str, Any]]] = {
-    ".tsv": (Csv, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
-    ".csv": (Csv, {"delimiter": ","}),
-    ".json": (Json, {}),
-    ".jsonl": (Json, {}),
-    ".parquet": (Parquet, {"batch_size": BATCH_ROWS}),
-}
 
 
 def load_table(
@@ -60,10 +44,10 @@ def load_table(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown suffix, a broken file, no rows, a missing column, a column of another
-            type (JSON: dates alone, integers beside strings), or a row without text or label.
+            type (JSON: integers beside strings), or a row without text or label.
     """
     path = Path(path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     texts = _texts(path, rows, text_columns)
     _check_columns(path, rows.column_names, (label_column,))
     kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
@@ -89,7 +73,7 @@ def load_texts(
         ValueError: as `load_table`, but for labels.
     """
     path = Path(path)
-    rows = _read_rows(path)
+    rows = read_rows(path)
     return rows, table_of(_texts(path, rows, text_columns))
 
 
@@ -226,47 +210,6 @@ def encode(
 
     encoded = concatenate_datasets([encode_batch(b) for b in table.iter(batch_size=BATCH_ROWS)])
     return encoded.add_column("labels", numbers(table)) if regression else encoded
-
-
-def _read_rows(path: Path) -> Dataset:
-    """The columns of a file that has rows."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file, found none")
-    if path.suffix not in FORMATS:
-        raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
-    try:
-        rows = _read(path) if path.read_bytes().strip() else None
-    except (ValueError, csv.Error, NotImplementedError, DatasetGenerationError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
-    if rows is None:
-        raise ValueError(f"{path}: expected at least one row, got none")
-    return rows
-
-
-def _read(path: Path) -> Dataset | None:
-    """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
-    builder_class, options = FORMATS[path.suffix]
-    if builder_class is Csv:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = next(filter(None, csv.reader(file, **options)), [])
-        # The header is read as a row: in the first row pandas takes surplus fields for an index.
-        options = {**options, "header": None, "column_names": header, "keep_default_na": False}
-        options["features"] = Features(dict.fromkeys(header, Value("string")))
-    elif builder_class is Json:
-        # Checked here: pyarrow lets other encodings pass and crashes where all rows are null.
-        if path.read_text(encoding="utf-8-sig").lstrip().startswith("null"):
-            raise ValueError("null for the first row")
-        # One chunk: the types of the first would be forced upon the next, label 01 becoming 1.
-        options = {"chunksize": path.stat().st_size}
-    header_rows = int(builder_class is Csv)
-    with tempfile.TemporaryDirectory() as cache, quiet_datasets():
-        files = glob.escape(str(path.absolute()))
-        builder = builder_class(data_files=files, cache_dir=cache, **options)
-        builder.download_and_prepare()
-        if builder.info.splits["train"].num_examples <= header_rows:
-            return None
-        return builder.as_dataset("train", in_memory=True).skip(header_rows)
 
 
 def _texts(path: Path, rows: Dataset, text_columns: Sequence[str] | None) -> list[list[str]]:
