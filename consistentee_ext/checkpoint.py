@@ -23,6 +23,15 @@ from consistentee_ext.heads import ExitRule, build_exit_heads
 SUPPORTED = ("consistentee", "bert")
 
 
+class CheckpointConfig(PreTrainedConfig):
+    """Tells `AutoTokenizer` that the model type is known; it warns of others at length."""
+
+    model_type = "consistentee"
+
+
+AutoConfig.register(CheckpointConfig.model_type, CheckpointConfig)
+
+
 class EarlyExitModel(nn.Module):
     """An encoder and its exit heads, as a ConsistentEE checkpoint holds them.
 

@@ -57,6 +57,22 @@ def test_the_engine_needs_only_itself(folder: Path) -> None:
     assert run.stdout.strip() == "torch.Size([1, 3])", run.stderr
 
 
+def test_the_engine_loads_without_a_word(trained: Path) -> None:
+    """With the tokenizer, as the README does it, in a process that has nothing of the training."""
+    script = (
+        "from transformers import AutoTokenizer; from consistentee_ext import FastEarlyExitEncoder;"
+        f"tokenizer = AutoTokenizer.from_pretrained({str(trained)!r}); "
+        f"encoder = FastEarlyExitEncoder.from_pretrained({str(trained)!r}); "
+        "inputs = tokenizer(['a b', 'q'], padding=True, return_tensors='pt'); "
+        "print(encoder(**inputs).logits.shape)"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert run.stdout.strip() == "torch.Size([2, 2])", run.stderr
+    assert run.stderr == ""
+
+
 def edit_weights(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
     def edit(folder: Path) -> None:
         weights = load_file(folder / "model.safetensors")

@@ -386,7 +386,8 @@ def stack_policies(policy_logits: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(policy_logits, dim=1).float()
 
 
-AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig)
+# In place of the engine's, which knows no field.
+AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(
     ConsistentEEConfig, ConsistentEEForSequenceClassification
 )
