@@ -35,9 +35,8 @@ from consistentee.run_folder import Json, RunFolder
 from consistentee.settings import TrainingSettings
 from consistentee.splits import fold_rows, held_out_rows
 
-# Policies that read states as well win with 1,200 rows to learn from (M-CID) and more; with 450
-# (the demo) they lose one to three points against policies that read predictions alone, with 500
-# (RTE) they win nothing.
+# Policies that read states as well win with 1,200 rows to learn from (M-CID) and more; with 450 to
+# 500 (the demo, RTE) they lose one to three points against policies that read predictions alone.
 MIN_STATE_ROWS = 1000
 # Fields of the configuration that say nothing to a model without policies.
 POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
