@@ -27,7 +27,12 @@ POLICY_ROWS = TrainingSettings.policy_batch_size
 PLAIN = "plain fine-tuning"
 ESTIMATORS = {"exact": exact, "REINFORCE, K = 8": Reinforce(8)}
 LOSSES = {
-    name: Losses(estimator, alpha=0.06, spread=0.5, entropy_bonus=0.02)
+    name: Losses(
+        estimator,
+        alpha=0.06,
+        spread=TrainingSettings.spread,
+        entropy_bonus=TrainingSettings.entropy_bonus,
+    )
     for name, estimator in ESTIMATORS.items()
 }
 STEPS = {f"phase 3, {name}": losses.joint for name, losses in LOSSES.items()}

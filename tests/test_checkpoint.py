@@ -44,6 +44,12 @@ def test_plain_bert_checkpoint(tmp_path: Path) -> None:
     assert torch.equal(load(tmp_path)(**inputs).logits, expected.logits)
 
 
+def run_apart(script: str) -> subprocess.CompletedProcess[str]:
+    """In a process that has nothing of the training."""
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
 def test_the_engine_needs_only_itself(folder: Path) -> None:
     script = (
         "import sys, torch; from consistentee_ext import FastEarlyExitEncoder; "
@@ -51,14 +57,12 @@ def test_the_engine_needs_only_itself(folder: Path) -> None:
         "print(encoder(torch.tensor([[1, 2, 3]])).logits.shape); "
         "assert 'consistentee' not in sys.modules"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    run = run_apart(script)
     assert run.stdout.strip() == "torch.Size([1, 3])", run.stderr
 
 
 def test_the_engine_loads_without_a_word(trained: Path) -> None:
-    """With the tokenizer, as the README does it, in a process that has nothing of the training."""
+    """With the tokenizer, as the README does it."""
     script = (
         "from transformers import AutoTokenizer; from consistentee_ext import FastEarlyExitEncoder;"
         f"tokenizer = AutoTokenizer.from_pretrained({str(trained)!r}); "
@@ -66,9 +70,7 @@ def test_the_engine_loads_without_a_word(trained: Path) -> None:
         "inputs = tokenizer(['a b', 'q'], padding=True, return_tensors='pt'); "
         "print(encoder(**inputs).logits.shape)"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
+    run = run_apart(script)
     assert run.stdout.strip() == "torch.Size([2, 2])", run.stderr
     assert run.stderr == ""
 

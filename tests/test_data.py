@@ -97,9 +97,11 @@ def test_a_path_is_no_pattern(tmp_path):
         assert load_table(path)["sentence1"][:] == [path.name]
 
 
-def test_json_labels_of_two_types_are_not_merged(tmp_path):
-    lines = ['{"text": "a", "label": 1}', '{"text": "a", "label": "01"}']
-    path = write(tmp_path / "t.jsonl", "\n".join(lines))
+@pytest.mark.parametrize("types_change_at", [1, 22])
+def test_json_labels_of_two_types_are_not_merged(tmp_path, types_change_at):
+    # 22 such rows are 11 MB, more than a library reads at once.
+    records = ['{"text": "%s", "label": 1}' % ("a" * 500_000)] * types_change_at
+    path = write(tmp_path / "t.jsonl", "\n".join([*records, '{"text": "a", "label": "01"}']))
     with pytest.raises(ValueError, match=r"or a string in 'label', got nested or mixed values$"):
         load_table(path)
 

@@ -23,9 +23,14 @@ BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
     ".csv": (Csv, {"delimiter": ","}),
     ".parquet": (Parquet, {"batch_size": 1000}),
 }
+# What the libraries raise on a broken file.
 BROKEN = (
-    *(ValueError, OverflowError, RecursionError, csv.Error),
-    *(NotImplementedError, DatasetGenerationError),
+    ValueError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    csv.Error,
+    DatasetGenerationError,
 )
 
 
@@ -44,7 +49,7 @@ def read_rows(path: Path) -> Dataset:
         raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
     try:
         read = _read if path.suffix in BUILDERS else _read_json
-        rows = read(path) if path.read_bytes().strip() else None
+        rows = read(path)
     except BROKEN as error:
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
@@ -55,6 +60,8 @@ def read_rows(path: Path) -> Dataset:
 
 def _read(path: Path) -> Dataset | None:
     """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
+    if not path.read_bytes().strip():
+        return None
     builder_class, options = BUILDERS[path.suffix]
     if builder_class is Csv:
         with path.open(encoding="utf-8-sig", newline="") as file:
