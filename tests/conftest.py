@@ -1,89 +1,17 @@
-"""Small random models that the tests share; no test needs a download."""
+"""The fixtures that several files share."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-import torch
-from letters import SETTINGS, WORDS, Letters, letters_on, tokenizer
-from recorder import Recorder, recorded
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from support.backends import BACKENDS
+from support.models import save_backbone
 
-from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
-from consistentee.training import train
-from consistentee_ext.backend import availability
-
-CPU = torch.device("cpu")
-BACKENDS = [name for name in ("cpu", "torch") if availability(name, CPU).usable]
-
-VOCABULARY = 120
-
-
-def tiny_bert_config(**changes: object) -> BertConfig:
-    fields: dict = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 32,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "intermediate_size": 64,
-        "max_position_embeddings": 512,
-    }
-    return BertConfig(**(fields | changes))
-
-
-def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """Weights large enough that layers, classes and policies disagree from row to row."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "LayerNorm" not in name:
-                scale = 0.3 if "heads" in name or "classifier" in name else 0.15
-                parameter.normal_(std=scale, generator=generator)
-    return model.eval()
-
-
-def tiny_model(
-    pooling: str = "mean",
-    policy_input: str = "both",
-    classes: int = 3,
-    seed: int = 1,
-    **bert: object,
-) -> ConsistentEEForSequenceClassification:
-    config = ConsistentEEConfig(
-        tiny_bert_config(**bert), pooling=pooling, policy_input=policy_input, num_labels=classes
-    )
-    return scramble(ConsistentEEForSequenceClassification(config), seed)
-
-
-def tiny_classifier(
-    classes: int = 3, seed: int = 0, **bert: object
-) -> BertForSequenceClassification:
-    config = tiny_bert_config(num_labels=classes, **bert)
-    return scramble(BertForSequenceClassification(config), seed)
-
-
-def random_batch(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """A padded batch of rows of the given lengths, with random padding ids that must not matter."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = (len(lengths), max(lengths, default=0))
-    columns = torch.arange(shape[1])
-    return {
-        "input_ids": torch.randint(0, VOCABULARY, shape, generator=generator),
-        "attention_mask": (columns < torch.tensor(lengths)[:, None]).long(),
-        "token_type_ids": torch.randint(0, 2, shape, generator=generator),
-    }
-
-
-def save_backbone(folder: Path, words: Sequence[str], **bert: object) -> None:
-    """A random encoder of three layers, and a tokenizer of whole words."""
-    torch.manual_seed(0)
-    shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
-    config = tiny_bert_config(vocab_size=len(words), **shape, **bert)
-    BertModel(config).save_pretrained(folder)
-    numbers = {word: number for number, word in enumerate(words)}
-    BertTokenizerFast(vocab=numbers).save_pretrained(folder)
+if TYPE_CHECKING:
+    from support.letters import Letters
+    from support.recorder import Recorder
 
 
 @pytest.fixture(params=BACKENDS)
@@ -93,6 +21,9 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def letters(tmp_path_factory: pytest.TempPathFactory) -> Letters:
+    # imported here: the GPU tests run where the training package's dependencies are missing
+    from support.letters import WORDS, letters_on
+
     folder = tmp_path_factory.mktemp("letters") / "backbone"
     save_backbone(folder, WORDS)
     return letters_on(folder)
@@ -101,6 +32,10 @@ def letters(tmp_path_factory: pytest.TempPathFactory) -> Letters:
 @pytest.fixture(scope="session")
 def trained(letters: Letters) -> Path:
     """The checkpoint of a whole training, alone in its folder."""
+    from support.letters import SETTINGS, tokenizer
+
+    from consistentee.training import train
+
     output = letters.backbone.parent / "run" / "model"
     train(*letters, output, tokenizer(), SETTINGS)
     return output
@@ -109,6 +44,11 @@ def trained(letters: Letters) -> Path:
 @pytest.fixture(scope="session")
 def phases(letters: Letters, tmp_path_factory: pytest.TempPathFactory) -> list[Recorder]:
     """The phases of a training whose policies read states too."""
+    from support.letters import SETTINGS, tokenizer
+    from support.recorder import recorded
+
+    from consistentee.training import train
+
     output = tmp_path_factory.mktemp("run") / "model"
     with recorded() as phases:
         train(*letters, output, tokenizer(), SETTINGS, policy_input="both")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
+from support.models import random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, ahead, device_attention, ops, reference
 from consistentee_ext.ahead import Counts, choose_sync

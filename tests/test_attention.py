@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS
 from torch import Tensor
 
 from consistentee_ext import ops

@@ -6,13 +6,11 @@ import sys
 
 import pytest
 import torch
-from conftest import BACKENDS
+from support.backends import BACKENDS, CPU
 
 from consistentee_ext import backend_report
 from consistentee_ext.backend import BACKENDS as ORDER
 from consistentee_ext.backend import select_backend
-
-CPU = torch.device("cpu")
 
 
 def test_automatic_choice_is_the_first_usable(monkeypatch: pytest.MonkeyPatch) -> None:

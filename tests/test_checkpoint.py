@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import random_batch, tiny_classifier, tiny_model
 from safetensors.torch import load_file, save_file
+from support.models import random_batch, tiny_classifier, tiny_model
 from transformers import RobertaConfig
 
 from consistentee_ext import FastEarlyExitEncoder

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
-from conftest import save_backbone
+from support.models import save_backbone
 
 from consistentee import cli
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_backbone
 from datasets import Dataset, DatasetDict
+from support.models import save_backbone
 from transformers import AutoTokenizer
 
 from consistentee import comparison as comparison_module

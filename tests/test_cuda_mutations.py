@@ -14,9 +14,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cuda_host import COMPILER, HEADERS, CudaHost, compile_host
-from test_cuda_on_host import with_absent_rows
-from test_ops import clone, make_batch, make_results, make_weights
+from support.cuda_host import COMPILER, HEADERS, CudaHost, compile_host
+from support.exit_cases import (
+    clone,
+    make_batch,
+    make_results,
+    make_weights,
+    with_absent_rows,
+)
 from torch import Tensor
 
 from consistentee_ext.packed import ExitDecision, LayerNormWeights

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from cuda_host import (
+from support.cuda_host import (
     COMPILER,
     CRITERIA,
     DTYPES,
@@ -15,7 +15,14 @@ from cuda_host import (
     Planned,
     compile_host,
 )
-from test_ops import EXTREME_LOGITS, clone, make_batch, make_results, make_weights
+from support.exit_cases import (
+    EXTREME_LOGITS,
+    clone,
+    make_batch,
+    make_results,
+    make_weights,
+    with_absent_rows,
+)
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
@@ -35,17 +42,6 @@ ROWS = (1, 2, 31, 33, 257, 300, 600)
 @pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> CudaHost:
     return CudaHost(compile_host(tmp_path_factory.mktemp("cuda") / "host.so"))
-
-
-def with_absent_rows(batch: PackedBatch, places: list[int]) -> PackedBatch:
-    """Rows without tokens that are nobody's, before the rows `places` name."""
-    cu_seqlens, row_ids = batch.cu_seqlens.tolist(), batch.row_ids.tolist()
-    for place in sorted(places, reverse=True):
-        cu_seqlens.insert(place, cu_seqlens[place])
-        row_ids.insert(place, -1)
-    return PackedBatch(
-        batch.hidden, torch.tensor(cu_seqlens, dtype=torch.int32), torch.tensor(row_ids)
-    )
 
 
 def check_plan(planned: Planned, batch: PackedBatch, stay: PackedBatch) -> None:

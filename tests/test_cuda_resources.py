@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cuda_host import HEADERS
+from support.cuda_host import HEADERS
 
 TARGETS = ("sm_80", "sm_90")
 TOOLKIT = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))

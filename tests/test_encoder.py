@@ -8,16 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (
-    BACKENDS,
-    random_batch,
-    scramble,
-    tiny_bert_config,
-    tiny_classifier,
-    tiny_model,
-)
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS
+from support.models import random_batch, scramble, tiny_bert_config, tiny_classifier, tiny_model
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from consistentee.exit_scores import leave_at

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
 from datasets import Dataset
+from support.models import random_batch, tiny_model
 from transformers import BertTokenizerFast
 
 from consistentee.evaluation import (

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
 from datasets import Dataset
+from support.models import random_batch, tiny_model
 from transformers import BertTokenizerFast, DataCollatorWithPadding
 
 from consistentee.exit_states import exit_report, pooled_states

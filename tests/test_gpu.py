@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
-from test_ops import clone, make_batch, make_results, make_weights
+from support.exit_cases import clone, make_batch, make_results, make_weights
+from support.models import random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, ops, reference
 from consistentee_ext.backend import availability

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import VOCABULARY, random_batch, tiny_classifier, tiny_model
+from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKENDS
+from support.backends import BACKENDS
 from torch.nn import functional as F
 
 from consistentee_ext import linear

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from conftest import scramble, tiny_bert_config
 from safetensors.torch import load_file
+from support.models import scramble, tiny_bert_config
 from transformers import (
     AutoConfig,
     AutoModel,

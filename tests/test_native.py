@@ -7,9 +7,10 @@ import gc
 
 import pytest
 import torch
-from conftest import BACKENDS, VOCABULARY, random_batch, tiny_classifier, tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS
+from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, linear
 from consistentee_ext.heads import CRITERIA

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKENDS
+from support.backends import BACKENDS
 from torch import Tensor
 from torch.nn.functional import layer_norm
 

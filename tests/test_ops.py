@@ -4,59 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import BACKENDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.backends import BACKENDS
+from support.exit_cases import DTYPES, EXTREME_LOGITS, clone, make_batch, make_results, make_weights
 
 from consistentee_ext import ops, reference
 from consistentee_ext.heads import CRITERIA
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-INF, NAN = float("inf"), float("nan")
-# Of two classes: beyond what exp can take, and not finite.
-EXTREME_LOGITS = torch.tensor(
-    [
-        *([1000, 999], [-1000, -1000]),
-        *([INF, 0], [INF, INF], [-INF, 0], [-INF, -INF]),
-        *([NAN, 0], [0, NAN], [INF, NAN]),
-    ]
-)
 native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
-
-
-def make_batch(lengths: list[int], hidden_size: int, dtype: torch.dtype) -> PackedBatch:
-    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
-    hidden = torch.randn(sum(lengths), hidden_size).to(dtype)
-    return PackedBatch(hidden, cu_seqlens, torch.randperm(len(lengths) + 3)[: len(lengths)])
-
-
-def make_weights(
-    hidden_size: int, classes: int, policy_input: str | None, policy_size: int = 32
-) -> HeadWeights:
-    classifier = (torch.randn(classes, hidden_size) / hidden_size**0.5, torch.randn(classes))
-    if policy_input is None:
-        return HeadWeights(*classifier)
-    features = {"state": hidden_size, "prediction": 5, "both": hidden_size + 5}[policy_input]
-    return HeadWeights(
-        *classifier,
-        torch.randn(policy_size, features) / features**0.5,
-        torch.randn(policy_size),
-        torch.randn(policy_size) / policy_size**0.5,
-        torch.randn(1),
-        policy_input,
-    )
-
-
-def make_results(rows: int, classes: int) -> ExitState:
-    results = ExitState.empty(rows, classes)
-    results.labels.copy_(torch.randint(-1, classes, (rows,)))
-    results.streaks.copy_(torch.randint(0, 3, (rows,)))
-    return results
-
-
-def clone(results: ExitState) -> ExitState:
-    return ExitState(*(tensor.clone() for tensor in results))
 
 
 def check_exit_step(

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from letters import SETTINGS, tokenizer
-from recorder import Recorder, moved, recorded
+from support.letters import SETTINGS, tokenizer
+from support.recorder import Recorder, moved, recorded
 from transformers import AutoModelForSequenceClassification
 
 from consistentee import training as training_module

@@ -9,12 +9,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import letters
 import pytest
 import torch
-from conftest import save_backbone
-from letters import WORDS, letters_on, tokenizer
 from safetensors.torch import load_file
+from support import letters
+from support.letters import WORDS, letters_on, tokenizer
+from support.models import save_backbone
 
 from consistentee.training import train
 

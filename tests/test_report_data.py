@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_backbone, scramble
 from datasets import Dataset
+from support.models import save_backbone, scramble
 from transformers import AutoTokenizer, BertTokenizerFast
 
 from consistentee import report_data

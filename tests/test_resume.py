@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from letters import SETTINGS, STEPS, tokenizer
 from safetensors.torch import load_file
+from support.letters import SETTINGS, STEPS, tokenizer
 
 from consistentee.losses import Losses
 from consistentee.settings import TrainingSettings
@@ -68,7 +68,7 @@ SCRIPT = """
 import os, signal, sys
 sys.path[:0] = {path!r}
 from pathlib import Path
-from letters import SETTINGS, letters_on, tokenizer
+from support.letters import SETTINGS, letters_on, tokenizer
 from consistentee.trainer import PhaseTrainer
 from consistentee.training import train
 save = PhaseTrainer._save_checkpoint

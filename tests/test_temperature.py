@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_model
+from support.models import tiny_model
 
 from consistentee.temperature import best_temperatures, cool
 

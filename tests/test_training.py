@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from letters import SETTINGS, STEPS, tokenizer
-from recorder import Recorder, moved, recorded
 from safetensors.torch import load_file
+from support.letters import SETTINGS, STEPS, tokenizer
+from support.recorder import Recorder, moved, recorded
 from transformers import AutoModelForSequenceClassification
 
 from consistentee.losses import Losses

@@ -11,7 +11,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from test_ops import DTYPES, EXTREME_LOGITS, clone, make_results, make_weights
+from support.exit_cases import DTYPES, EXTREME_LOGITS, clone, make_results, make_weights
 from torch import Tensor
 from torch.nn.functional import layer_norm
 from triton.runtime import interpreter

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import random_batch, tiny_model
+from support.models import random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
 

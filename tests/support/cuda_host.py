@@ -25,7 +25,7 @@ from consistentee_ext.packed import (
     PackedBatch,
 )
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "include"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The machine of tests/native/cuda_machine.h looks into its own ELF segments.
