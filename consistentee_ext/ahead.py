@@ -59,10 +59,11 @@ def run_ahead(
     exits: dict[int, Exit],
     decisions: Sequence[ExitDecision],
     batch: PackedBatch,
+    max_length: int,
     results: ExitState,
     sync: str,
 ) -> None:
-    """Classify the rows of `batch`, which index `results`.
+    """Classify the rows of `batch`, none longer than `max_length`, which index `results`.
 
     With ``sync="eager"`` the host reads how many rows are left after each exit layer, and the
     device waits for it. With ``"lagged"`` it reads the count of the exit layer before, while the
@@ -72,7 +73,6 @@ def run_ahead(
         decisions: one an exit, in their order.
     """
     device = batch.hidden.device
-    max_length = int(batch.cu_seqlens.diff().max())
     counters = torch.zeros(len(batch.row_ids), dtype=torch.int32, device=device)
     counts = Counts(len(exits), device)
     order = iter(decisions)

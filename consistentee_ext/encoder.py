@@ -221,7 +221,9 @@ class FastEarlyExitEncoder:
         """Classify N rows.
 
         Args:
-            input_ids: ``[N, S]`` int64 or int32.
+            input_ids: ``[N, S]`` int64 or int32, as the others on the host or on the encoder's
+                device. A GPU encoder packs them on the host: it waits for tensors that are on the
+                GPU, not for those a tokenizer gives.
             attention_mask: ``[N, S]``, 1 for a token, 0 for padding; default all ones.
             token_type_ids: ``[N, S]`` int64 or int32; default all zeros.
         """
@@ -257,7 +259,7 @@ class FastEarlyExitEncoder:
         results = ExitState.empty(len(rows.ids), self._num_classes, self.device)
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
             for batch in batches:
-                self._run(pack_rows(rows, batch, self.device), results)
+                self._run(pack_rows(rows, batch), results)
                 bar.update(len(batch))
         return _output(results)
 
@@ -267,6 +269,8 @@ class FastEarlyExitEncoder:
 
     def _run(self, inputs: PackedInputs, results: ExitState) -> None:
         """Classify the rows of `inputs`; their ``row_ids`` index `results`."""
+        max_length = inputs.max_length  # read while the offsets are on the host
+        inputs = inputs.to(self.device)
         if self._native is not None:
             thresholds = [self._thresholds.get(layer, 1.0) for layer in self.exit_layers]
             self._native.classify(inputs, thresholds, self.criterion, results)
@@ -276,7 +280,7 @@ class FastEarlyExitEncoder:
         if self.backend in DEVICE_BACKENDS and len(batch.row_ids):
             decisions = [self._decision(layer) for layer in self.exit_layers]
             sync = choose_sync(self.sync, len(hidden))
-            run_ahead(self._trunk, self._exits, decisions, batch, results, sync)
+            run_ahead(self._trunk, self._exits, decisions, batch, max_length, results, sync)
             return
         for layer in range(1, self.num_layers + 1):
             if not len(batch.row_ids):

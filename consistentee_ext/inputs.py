@@ -9,7 +9,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from consistentee_ext.backend import availability
 from consistentee_ext.reference import pack
+
+HOST = torch.device("cpu")
 
 
 class Limits(NamedTuple):
@@ -21,8 +24,10 @@ class Limits(NamedTuple):
 
 
 class PackedInputs(NamedTuple):
-    """Tokens of B rows: ``ids``, ``types``, ``positions`` ``[T]`` int64, ``cu_seqlens [B+1]``
-    int32; ``row_ids [B]`` int64 says which of the caller's rows each one is.
+    """Tokens of B rows on the host, longest row first.
+
+    ``ids``, ``types``, ``positions`` are ``[T]`` int64, ``cu_seqlens`` is ``[B+1]`` int32;
+    ``row_ids [B]`` int64 says which of the caller's rows each one is.
     """
 
     ids: Tensor
@@ -30,6 +35,34 @@ class PackedInputs(NamedTuple):
     positions: Tensor
     cu_seqlens: Tensor
     row_ids: Tensor
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest row; 0 without rows."""
+        return int(self.cu_seqlens[1]) if len(self.row_ids) else 0
+
+    def to(self, device: torch.device) -> PackedInputs:
+        """The same tensors on `device`: to a GPU one copy, which the host does not wait for."""
+        if device == HOST:
+            return self
+        on_gpu = device.type == "cuda"
+        return self._unflatten(self._flatten(pinned=on_gpu).to(device, non_blocking=on_gpu))
+
+    def _flatten(self, pinned: bool) -> Tensor:
+        """The bytes of all five, one after the other; the offsets last, as their 4-byte integers
+        would leave what follows misaligned.
+        """
+        *wide, offsets, row_ids = (tensor.view(torch.uint8) for tensor in self)
+        parts = [*wide, row_ids, offsets]
+        flat = torch.empty(sum(map(len, parts)), dtype=torch.uint8, pin_memory=pinned)
+        return torch.cat(parts, out=flat)
+
+    def _unflatten(self, flat: Tensor) -> PackedInputs:
+        """The five that `_flatten` joined, as views."""
+        tokens, rows = 8 * len(self.ids), 8 * len(self.row_ids)
+        *wide, row_ids, offsets = flat.split([tokens] * 3 + [rows, 4 * len(self.cu_seqlens)])
+        ids, types, positions, row_ids = (part.view(torch.int64) for part in (*wide, row_ids))
+        return PackedInputs(ids, types, positions, offsets.view(torch.int32), row_ids)
 
 
 def _check_integer_matrix(name: str, tensor: object, shape: torch.Size | None) -> Tensor:
@@ -54,8 +87,6 @@ def _check_mask(mask: object, shape: torch.Size) -> Tensor:
             f"attention_mask: expected the shape of input_ids, {tuple(shape)}, "
             f"got {tuple(mask.shape)}"
         )
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("attention_mask: expected only 0 and 1, got other values")
     return mask
 
 
@@ -74,48 +105,72 @@ def pack_inputs(
     device: torch.device,
     backend: str,
 ) -> PackedInputs:
-    """The unmasked tokens of ``input_ids [B, S]`` side by side.
+    """The unmasked tokens of ``input_ids [B, S]`` side by side, on the host.
 
     A token keeps the position it had in its padded row, so a mask with zeros in front or in between
     gives what the padded model gives.
+
+    Args:
+        input_ids: as the next two on the host or on `device`; the host waits for what is on a GPU.
+        device: the encoder's.
+        backend: the encoder's; all but ``torch`` pack in C++ where it is built.
 
     Raises:
         TypeError, ValueError: see the messages; each names the argument, what was expected, what
         came.
     """
-    if backend == "cpu":
+    given = {
+        "input_ids": input_ids,
+        "attention_mask": attention_mask,
+        "token_type_ids": token_type_ids,
+    }
+    if device != HOST:
+        given = _on_host(given, device)
+    if backend != "torch" and availability("cpu", HOST).usable:
         try:
-            packed = torch.ops.consistentee.pack.default(
-                input_ids, attention_mask, token_type_ids, *limits
-            )
+            return PackedInputs(*torch.ops.consistentee.pack.default(*given.values(), *limits))
         except RuntimeError:
             pass  # what the op refuses is rare: the checks below name what is wrong, or take it
-        else:
-            return PackedInputs(*packed)
-    ids = _check_integer_matrix("input_ids", input_ids, None)
-    mask = (
-        torch.ones_like(ids) if attention_mask is None else _check_mask(attention_mask, ids.shape)
-    )
-    types = (
-        torch.zeros_like(ids)
-        if token_type_ids is None
-        else _check_integer_matrix("token_type_ids", token_type_ids, ids.shape)
-    )
+    return _pack_checked(given, limits, device)
+
+
+def _on_host(given: dict[str, object], device: torch.device) -> dict[str, object]:
+    """The tensors of `device` on the host: copies side by side, one wait for all of them."""
+    held = {
+        name: value.to(HOST, non_blocking=device.type == "cuda")
+        for name, value in given.items()
+        if isinstance(value, Tensor) and value.device == device
+    }
+    if held and device.type == "cuda":
+        torch.cuda.current_stream(device).synchronize()
+    return given | held
+
+
+def _pack_checked(given: dict[str, object], limits: Limits, device: torch.device) -> PackedInputs:
+    """`pack_inputs` in PyTorch, with errors that name the argument."""
+    ids = _check_integer_matrix("input_ids", given["input_ids"], None)
+    mask, types = torch.ones_like(ids), torch.zeros_like(ids)
+    if given["attention_mask"] is not None:
+        mask = _check_mask(given["attention_mask"], ids.shape)
+    if given["token_type_ids"] is not None:
+        types = _check_integer_matrix("token_type_ids", given["token_type_ids"], ids.shape)
     for name, tensor in (("input_ids", ids), ("attention_mask", mask), ("token_type_ids", types)):
-        if tensor.device != device:
-            raise ValueError(f"{name}: expected device {device}, got {tensor.device}")
+        if tensor.device != HOST:
+            wanted = "device cpu" if device == HOST else f"device cpu or {device}"
+            raise ValueError(f"{name}: expected {wanted}, got {tensor.device}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask: expected only 0 and 1, got other values")
     rows, width = ids.shape
     if rows == 0:
-        empty = torch.zeros(0, dtype=torch.int64, device=device)
-        no_offsets = torch.zeros(1, dtype=torch.int32, device=device)
-        return PackedInputs(empty, empty, empty, no_offsets, empty)
+        empty = torch.zeros(0, dtype=torch.int64)
+        return PackedInputs(empty, empty, empty, torch.zeros(1, dtype=torch.int32), empty)
     lengths = mask.sum(dim=1)
     if width == 0 or not bool((lengths > 0).all()):
         row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
         raise ValueError(
             f"attention_mask: expected at least one token a row, got none in row {row}"
         )
-    columns = torch.arange(width, device=device).expand(rows, width)
+    columns = torch.arange(width).expand(rows, width)
     # Rows of one length side by side, so that plain PyTorch attends to them in one call.
     row_ids = lengths.argsort(descending=True, stable=True)
     packed_ids, cu_seqlens = pack(ids[row_ids], mask[row_ids])
@@ -163,14 +218,13 @@ def tokenize(texts: object, tokenizer: Any, max_length: int) -> TokenRows:
     return TokenRows(ids, encoded.get("token_type_ids") or [[0] * len(row) for row in ids])
 
 
-def pack_rows(rows: TokenRows, chosen: Sequence[int], device: torch.device) -> PackedInputs:
-    """The chosen rows side by side."""
+def pack_rows(rows: TokenRows, chosen: Sequence[int]) -> PackedInputs:
+    """The chosen rows side by side, in the order of `chosen`: the longest first."""
     lengths = [len(rows.ids[row]) for row in chosen]
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
 
     def join(lists: list[list[int]]) -> Tensor:
-        return torch.tensor(list(chain.from_iterable(lists[row] for row in chosen)), device=device)
+        return torch.tensor(list(chain.from_iterable(lists[row] for row in chosen)))
 
-    positions = torch.tensor(list(chain.from_iterable(map(range, lengths))), device=device)
-    row_ids = torch.tensor(chosen, device=device)
-    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets.to(device), row_ids)
+    positions = torch.tensor(list(chain.from_iterable(map(range, lengths))))
+    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets, torch.tensor(chosen))
