@@ -18,7 +18,7 @@ CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -nam
 # One line a package in place of pip's progress bars.
 PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
 
-.PHONY: help install demo test bench lint format types test-abi sanitize test-cuda-build test-gpu clean
+.PHONY: help install demo test bench lint format types test-abi sanitize test-cuda-build gpu-check test-gpu clean
 
 help:
 	@echo "make demo      train, evaluate and report on text found on this machine (runs/demo)"
@@ -29,6 +29,8 @@ help:
 	@echo "make test-abi  one wheel under two versions of torch"
 	@echo "make sanitize  the kernels under AddressSanitizer and UndefinedBehaviorSanitizer"
 	@echo "make test-cuda-build  the CUDA library, compiled and loaded under two torches (needs nvcc, no GPU)"
+	@echo "make gpu-check PYTHON=python3  chosen tests and measurements on a GPU machine without package index;"
+	@echo "               without a GPU a rehearsal on the CPU"
 	@echo "make test-gpu  all tests on a GPU; a skip for want of one is a failure"
 	@echo "make clean     remove builds and environments"
 	@echo "PYTHON=$(PYTHON) TORCH=$(TORCH) choose the interpreter and the torch of $(VENV)"
@@ -97,13 +99,17 @@ test-cuda-build: install $(NEWEST)/.torch
 	  PYTHONPATH=build/cuda/site $$python tests/cuda_link_check.py; \
 	done
 
+# With the interpreter's own packages: no virtual environment, no package index.
+gpu-check:
+	PYTHON="$(PYTHON)" bench/gpu_check.sh
+
 # With TORCH=torch, on a machine with a card and its toolkit.
 test-gpu: install
 	CONSISTENTEE_FORCE_CUDA=1 $(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
 	CONSISTENTEE_FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest
 	if command -v compute-sanitizer >/dev/null; then \
 	  CONSISTENTEE_FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-	    compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/test_gpu.py; \
+	    compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/test_gpu*.py; \
 	fi
 
 clean:

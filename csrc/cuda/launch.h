@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/macros.h>
 
 #include "arguments.h"
 
