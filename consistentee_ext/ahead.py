@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
+from contextlib import closing
 
 import torch
 from torch import Tensor
@@ -26,10 +28,27 @@ def choose_sync(sync: str, tokens: int) -> str:
     return "eager" if tokens >= KNEE_TOKENS else "lagged"
 
 
+# Counts that a device may still write, each with the event behind their last kernel.
+_in_flight: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+
+def _drop_finished() -> None:
+    while _in_flight:
+        event, totals = _in_flight.popleft()
+        if not event.query():
+            _in_flight.appendleft((event, totals))
+            return
+
+
 class Counts:
-    """Rows and tokens left after each exit step: the device writes them to memory of the host."""
+    """Rows and tokens left after each exit step: the device writes them to memory of the host.
+
+    A pass ends on the host while kernels that write are still to run, and torch's allocator of
+    pinned memory does not know of them: `close` keeps the memory until they have.
+    """
 
     def __init__(self, exits: int, device: torch.device) -> None:
+        _drop_finished()
         self._device = device
         self._on_device = device.type == "cuda"
         self._totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
@@ -53,6 +72,12 @@ class Counts:
         rows, tokens = self._totals[number - 1].tolist()
         return rows, tokens
 
+    def close(self) -> None:
+        """No exit step is launched any more."""
+        self.mark()
+        if self._events:
+            _in_flight.append((self._events[-1], self._totals))
+
 
 def run_ahead(
     trunk: PackedBert,
@@ -74,31 +99,33 @@ def run_ahead(
     """
     device = batch.hidden.device
     counters = torch.zeros(len(batch.row_ids), dtype=torch.int32, device=device)
-    counts = Counts(len(exits), device)
     order = iter(decisions)
-    for layer in range(1, len(trunk.layers) + 1):
-        if layer not in exits:
-            batch = trunk.run_layer(layer - 1, batch, max_length)
-            continue
-        head, decision = exits[layer], next(order)
-        batch, pooled = trunk.run_exit_layer(layer - 1, batch, max_length, head.pooling, counters)
-        batch = ops.exit_step_ahead(
-            batch,
-            head.pooler(pooled),
-            head.weights,
-            decision,
-            results,
-            (counters, counts.next()),
-            trunk.backend,
-        )
-        if decision.last:
-            return
-        counts.mark()
-        known = counts.made if sync == "eager" else counts.made - 1
-        if known:
-            rows, tokens = counts.read(known)
-            if not rows:
-                return
-            batch = PackedBatch(
-                batch.hidden[:tokens], batch.cu_seqlens[: rows + 1], batch.row_ids[:rows]
+    with closing(Counts(len(exits), device)) as counts:
+        for layer in range(1, len(trunk.layers) + 1):
+            if layer not in exits:
+                batch = trunk.run_layer(layer - 1, batch, max_length)
+                continue
+            head, decision = exits[layer], next(order)
+            batch, pooled = trunk.run_exit_layer(
+                layer - 1, batch, max_length, head.pooling, counters
             )
+            batch = ops.exit_step_ahead(
+                batch,
+                head.pooler(pooled),
+                head.weights,
+                decision,
+                results,
+                (counters, counts.next()),
+                trunk.backend,
+            )
+            if decision.last:
+                return
+            counts.mark()
+            known = counts.made if sync == "eager" else counts.made - 1
+            if known:
+                rows, tokens = counts.read(known)
+                if not rows:
+                    return
+                batch = PackedBatch(
+                    batch.hidden[:tokens], batch.cu_seqlens[: rows + 1], batch.row_ids[:rows]
+                )
