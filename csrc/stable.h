@@ -8,9 +8,9 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <initializer_list>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 namespace consistentee {
 
@@ -21,6 +21,13 @@ using torch::stable::Tensor;
 // reading or writing out of bounds.
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
 
+template <typename Sizes>
+std::string joined(const Sizes& sizes) {
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return text;
+}
+
 inline void check_tensor(
     const Tensor& tensor,
     const char* name,
@@ -28,18 +35,14 @@ inline void check_tensor(
     std::initializer_list<int64_t> shape) {
   bool same = tensor.dim() == static_cast<int64_t>(shape.size()) && tensor.scalar_type() == dtype &&
               tensor.is_contiguous();
-  std::ostringstream expected;
   int64_t dim = 0;
-  for (int64_t size : shape) {
-    same = same && tensor.size(dim) == size;
-    expected << (dim++ ? ", " : "") << size;
-  }
+  for (const int64_t size : shape) same = same && tensor.size(dim++) == size;
   if (same) return;
-  std::ostringstream got;
-  for (int64_t i = 0; i < tensor.dim(); ++i) got << (i ? ", " : "") << tensor.size(i);
+  std::vector<int64_t> got;
+  for (dim = 0; dim < tensor.dim(); ++dim) got.push_back(tensor.size(dim));
   fail(
-      std::string(name) + ": expected a contiguous tensor of shape [" + expected.str() +
-      "] and dtype " + torch::headeronly::toString(dtype) + ", got shape [" + got.str() +
+      std::string(name) + ": expected a contiguous tensor of shape [" + joined(shape) +
+      "] and dtype " + torch::headeronly::toString(dtype) + ", got shape [" + joined(got) +
       "] and dtype " + torch::headeronly::toString(tensor.scalar_type()));
 }
 

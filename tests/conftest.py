@@ -53,3 +53,11 @@ def phases(letters: Letters, tmp_path_factory: pytest.TempPathFactory) -> list[R
     with recorded() as phases:
         train(*letters, output, tokenizer(), SETTINGS, policy_input="both")
     return phases
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def gpu_backend(request: pytest.FixtureRequest) -> str:
+    from support.gpu import require  # skips, where there is no card
+
+    require(request.param)
+    return request.param

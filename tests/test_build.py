@@ -131,12 +131,20 @@ def test_cmake_alone(source: Path, tmp_path: Path):
     cmake, build = tool("cmake"), tmp_path / "build"
     path = f"{Path(tool('ninja')).parent}:{os.environ['PATH']}"
     python = f"-DPython_EXECUTABLE={sys.executable}"
-    configure = [cmake, "-B", build, "-G", "Ninja", python, "-DCONSISTENTEE_WERROR=ON"]
+    # As some toolchains link it: what is linked in must stay apart from torch's own copy.
+    own_runtime = "-DCMAKE_MODULE_LINKER_FLAGS=-static-libstdc++"
+    configure = [cmake, "-B", build, "-G", "Ninja", python, own_runtime, "-DCONSISTENTEE_WERROR=ON"]
     succeed(run(*configure, cwd=source, PATH=path, CONSISTENTEE_FORCE_CUDA="0"))
     succeed(run(cmake, "--build", build, cwd=source, PATH=path))
 
     assert (build / "compile_commands.json").is_file()
-    assert_stable_abi(next(build.glob("_C.*")))
+    module = next(build.glob("_C.*"))
+    assert_stable_abi(module)
+    needed = succeed(run(tool("readelf"), "-d", module, cwd=ROOT))
+    assert "libstdc++" not in needed
+    exported = succeed(run(tool("nm"), "-DC", "--defined-only", module, cwd=ROOT))
+    assert "PyInit__C" in exported
+    assert "std::ostream" not in exported
     program = (
         "import torch, _C; "
         "hidden, cu_seqlens = torch.tensor([[1.0], [3.0]]), torch.tensor([0, 2]).int(); "

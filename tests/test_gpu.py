@@ -1,65 +1,36 @@
-"""On a GPU: the ops against the reference, whole passes against the padded model.
-
-Skipped without one; with CONSISTENTEE_FAIL_WITHOUT_CUDA=1 (`make test-gpu`) that is a failure.
-"""
+"""On a GPU: each op against the reference. See support/gpu.py for where this runs."""
 
 from __future__ import annotations
-
-import os
-from typing import Any
 
 import pytest
 import torch
 from support.exit_cases import clone, make_batch, make_results, make_weights
-from support.models import random_batch, tiny_model
+from support.gpu import CARD, DEVICE, DTYPES, REHEARSED, assert_near, on_a_card, on_device
 
-from consistentee_ext import FastEarlyExitEncoder, ops, reference
-from consistentee_ext.backend import availability
+from consistentee_ext import device_attention, ops, reference
 from consistentee_ext.heads import CRITERIA
+from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.packed import ExitDecision, LayerNormWeights
 
-WANTED = os.environ.get("CONSISTENTEE_FAIL_WITHOUT_CUDA") == "1"
-if not (torch.cuda.is_available() or WANTED):
-    pytest.skip("torch finds no CUDA device", allow_module_level=True)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SHAPES = [(1, 8, 1), (7, 99, 5), (300, 768, 2), (33, 1024, 1024)]
 
 
-@pytest.fixture(params=["cuda", "triton"])
-def gpu_backend(request: pytest.FixtureRequest) -> str:
-    found = availability(request.param, torch.device("cuda"))
-    if not (torch.cuda.is_available() and found.usable):
-        (pytest.fail if WANTED else pytest.skip)(f"{request.param}: {found.reason}")
-    return request.param
-
-
-def on_gpu(value: tuple) -> Any:
-    """A named tuple with its tensors on the GPU."""
-    moved = (v.cuda() if isinstance(v, torch.Tensor) else v for v in value)
-    return type(value)(*moved)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("policy_input", [None, "state", "prediction", "both"])
-@pytest.mark.parametrize("criterion", CRITERIA)
-@pytest.mark.parametrize(
-    ("rows", "hidden_size", "classes"), [(1, 8, 1), (7, 99, 5), (300, 768, 2), (33, 1024, 1024)]
-)
-def test_exit_step(
-    gpu_backend: str,
+def check_exit_step(
+    backend: str,
     dtype: torch.dtype,
     policy_input: str | None,
     criterion: str,
-    rows: int,
-    hidden_size: int,
-    classes: int,
+    shape: tuple[int, int, int],
 ) -> None:
+    """Of rows, hidden size and classes: decisions are equal, values near."""
+    rows, hidden_size, classes = shape
     torch.manual_seed(0)
     lengths = torch.randint(1, 20, (rows,)).tolist()
     batch = make_batch(lengths, hidden_size, dtype)
     weights = make_weights(hidden_size, classes, policy_input)
     pooled = torch.randn(rows, hidden_size).to(dtype)
     expected = make_results(rows + 3, classes)
-    found = on_gpu(clone(expected))
+    found = on_device(clone(expected))
     probe = clone(expected)
     decision = ExitDecision(criterion, 0.5, layer=2, max_streak=4, last=True)
     reference.exit_step(batch, pooled, weights, decision, probe)
@@ -73,18 +44,19 @@ def test_exit_step(
     decision = decision._replace(threshold=threshold, last=False)
     totals = torch.zeros(2, dtype=torch.int32)
     stay = reference.exit_step_ahead(batch, pooled, weights, decision, expected, totals)
-    counters = torch.zeros(rows, dtype=torch.int32, device="cuda")
-    on_host = torch.zeros(2, dtype=torch.int32).pin_memory()
+    counters = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    on_host = torch.zeros(2, dtype=torch.int32, pin_memory=CARD)
     got = ops.exit_step_ahead(
-        on_gpu(batch),
-        pooled.cuda(),
-        on_gpu(weights),
+        on_device(batch),
+        pooled.to(DEVICE),
+        on_device(weights),
         decision,
         found,
         (counters, on_host),
-        gpu_backend,
+        backend,
     )
-    torch.cuda.synchronize()
+    if CARD:
+        torch.cuda.synchronize()
     assert on_host.tolist() == totals.tolist()
     assert torch.equal(got.row_ids.cpu(), stay.row_ids)
     assert torch.equal(got.cu_seqlens.cpu(), stay.cu_seqlens)
@@ -98,49 +70,119 @@ def test_exit_step(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden_size", [1, 19, 384, 768, 1024, 8192])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_add_norm_pool(
-    gpu_backend: str, dtype: torch.dtype, hidden_size: int, pooling: str
+@pytest.mark.parametrize("policy_input", [None, "state", "prediction", "both"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_exit_step(
+    gpu_backend: str,
+    dtype: torch.dtype,
+    policy_input: str | None,
+    criterion: str,
+    shape: tuple[int, int, int],
 ) -> None:
+    check_exit_step(gpu_backend, dtype, policy_input, criterion, shape)
+
+
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("policy_input", "criterion", "shape"),
+    [
+        ("both", "policy", (40, 99, 2) if REHEARSED else (300, 768, 2)),
+        ("state", "energy", (9, 64, 33) if REHEARSED else (33, 1024, 1024)),
+        (None, "patience", (7, 99, 5)),
+    ],
+    ids=str,
+)
+def test_chosen_exit_steps(
+    gpu_backend: str,
+    dtype: torch.dtype,
+    policy_input: str | None,
+    criterion: str,
+    shape: tuple[int, int, int],
+) -> None:
+    check_exit_step(gpu_backend, dtype, policy_input, criterion, shape)
+
+
+@pytest.mark.gpu_racecheck
+@on_a_card
+def test_exit_step_without_races() -> None:
+    check_exit_step("cuda", torch.bfloat16, "both", "policy", (33, 768, 2))
+
+
+def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: str | None) -> None:
+    """Layer norm of a sum, and the rows' pooling where one is named."""
     torch.manual_seed(0)
     lengths = [1, 31, 32, 33, 100, 512]
     batch = make_batch(lengths, hidden_size, dtype)
     other, weight, bias = (torch.randn(n, hidden_size).to(dtype) for n in (len(batch.hidden), 1, 1))
-    norm = LayerNormWeights(weight[0], bias[0], 1e-5)
-    exact = reference.add_norm(
-        batch.hidden.double(), other.double(), norm[0].double(), norm[1].double(), 1e-5
-    )
-    eager = reference.add_norm(batch.hidden, other, *norm)
-    counters = torch.zeros(len(lengths), dtype=torch.int32, device="cuda")
-    residual = on_gpu(batch._replace(hidden=other))
-    hidden, pooled = ops.add_norm_pool(
-        batch.hidden.cuda(), residual, on_gpu(norm), 512, pooling, counters, gpu_backend
-    )
-    error = (hidden.cpu().double() - exact).abs().max()
-    assert error <= 2 * (eager.double() - exact).abs().max() + 1e-6
-    expected = reference.pool(hidden.cpu().double(), batch.cu_seqlens, pooling).double()
-    tolerance = torch.finfo(dtype).eps * expected.abs().max().item()
-    assert (pooled.cpu().double() - expected).abs().max() <= tolerance + 1e-6
+    norm = on_device(LayerNormWeights(weight[0], bias[0], 1e-5))
+    hidden, residual = batch.hidden.to(DEVICE), on_device(batch._replace(hidden=other))
+    wide = [tensor.double() for tensor in (hidden, residual.hidden, *norm[:2])]
+    exact = reference.add_norm(*wide, 1e-5)
+    eager = reference.add_norm(hidden, residual.hidden, *norm)
+    if pooling is None:
+        assert ops.add_norm(hidden, residual.hidden, norm, backend) is hidden
+        assert_near(hidden, exact, eager)
+        return
+    counters = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
+    hidden, pooled = ops.add_norm_pool(hidden, residual, norm, 512, pooling, counters, backend)
+    assert_near(hidden, exact, eager)
+    # The mean is of the rounded tokens, and rounded once; `reference.pool` sums in float32.
+    wide = hidden.cpu().double()
+    means = [rows.mean(dim=0) for rows in wide.split(lengths)]
+    expected = torch.stack(means) if pooling == "mean" else wide[batch.cu_seqlens[:-1].long()]
+    assert_near(pooled, expected, reference.pool(hidden.cpu(), batch.cu_seqlens, pooling))
     assert not counters.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
-def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str) -> None:
-    """The same from an eager and from a lagged host; near the padded model in float32."""
-    model = tiny_model(pooling, seed=3)
-    batch = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
-    inputs = {name: rows.cuda() for name, rows in batch.items()}
-    outputs = [
-        FastEarlyExitEncoder(
-            model, device="cuda", dtype=dtype, backend=gpu_backend, threshold=0.6, sync=sync
-        )(**inputs)
-        for sync in ("eager", "lagged")
-    ]
-    assert torch.equal(outputs[0].exit_layers, outputs[1].exit_layers)
-    torch.testing.assert_close(outputs[0].logits, outputs[1].logits)
-    if dtype == torch.float32:
-        expected = FastEarlyExitEncoder(model, backend="torch", threshold=0.6)(**batch)
-        assert torch.equal(outputs[0].exit_layers.cpu(), expected.exit_layers)
-        torch.testing.assert_close(outputs[0].logits.cpu(), expected.logits, atol=1e-3, rtol=1e-3)
+@pytest.mark.parametrize("hidden_size", [1, 19, 384, 1024, 8192])
+@pytest.mark.parametrize("pooling", ["cls", "mean", None])
+def test_add_norm(
+    gpu_backend: str, dtype: torch.dtype, hidden_size: int, pooling: str | None
+) -> None:
+    check_add_norm(gpu_backend, dtype, hidden_size, pooling)
+
+
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pooling", ["cls", "mean", None])
+def test_chosen_add_norm(gpu_backend: str, dtype: torch.dtype, pooling: str | None) -> None:
+    check_add_norm(gpu_backend, dtype, 768, pooling)
+
+
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("first_tokens_alone", [False, True])
+def test_attention(dtype: torch.dtype, first_tokens_alone: bool) -> None:
+    """On packed tokens; rows of nobody and tokens behind the last row change nothing."""
+    torch.manual_seed(0)
+    lengths = [1, 2, 17, 64, 130, 512]
+    heads, size, behind = 4, 128, 9
+    keys = torch.tensor([0, *lengths]).cumsum(0).int()
+    queries = torch.arange(len(lengths) + 1, dtype=torch.int32) if first_tokens_alone else keys
+    query = torch.randn(int(queries[-1]), size).to(dtype)
+    key, value = torch.randn(2, int(keys[-1]), size).to(dtype)
+    exact = reference.attention(*(t.double() for t in (query, key, value)), queries, keys, heads)
+    eager = reference.attention(query, key, value, queries, keys, heads)
+    garbage = torch.full((behind, size), torch.nan, dtype=dtype)
+    padded = [torch.cat((tokens, garbage)).to(DEVICE) for tokens in (query, key, value)]
+    ends = [torch.cat((o, o[-1:], o[-1:])).to(DEVICE) for o in (queries, keys)]
+    most = 1 if first_tokens_alone else 512
+    found = device_attention.attention(*padded, *ends, heads, most, 512)
+    assert_near(found[: len(query)], exact, eager)
+
+
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_inputs_arrive_as_they_were_packed(rows: int) -> None:
+    torch.manual_seed(0)
+    mask = torch.rand(rows, 40) < 0.5
+    mask[:, 0] = True
+    ids = torch.randint(0, 100, (rows, 40))
+    packed = pack_inputs(ids, mask, None, Limits(100, 2, 64), DEVICE, "cuda")
+    for sent, arrived in zip(packed, packed.to(DEVICE), strict=True):
+        assert arrived.device.type == DEVICE.type
+        assert arrived.dtype == sent.dtype
+        assert torch.equal(arrived.cpu(), sent)

@@ -1,0 +1,192 @@
+"""On a GPU: whole passes against plain PyTorch, whoever else runs beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+import torch
+from support.gpu import DEVICE, DTYPES, REHEARSED, assert_near, on_a_card
+from support.models import random_batch, tiny_model
+
+from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+
+pytestmark = pytest.mark.gpu_check
+Batch = dict[str, torch.Tensor]
+
+
+def encoder_on(
+    backend: str, dtype: torch.dtype = torch.float32, sync: str = "auto", pooling: str = "mean"
+) -> FastEarlyExitEncoder:
+    model = tiny_model(pooling, seed=3)
+    return FastEarlyExitEncoder(
+        model, device=DEVICE, dtype=dtype, backend=backend, threshold=0.6, sync=sync
+    )
+
+
+def plain(pooling: str = "mean", dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
+    return FastEarlyExitEncoder(
+        tiny_model(pooling, seed=3), dtype=dtype, backend="torch", threshold=0.6
+    )
+
+
+def mixed_rows(rows: int, seed: int = 5) -> Batch:
+    """Rows of 1 to 64 tokens, the first of 512; shorter ones where an interpreter runs them."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 65, (rows,), generator=generator)
+    lengths[0] = 96 if REHEARSED else 512
+    return random_batch(lengths.tolist(), seed=seed)
+
+
+def assert_same(found: EarlyExitOutput, expected: EarlyExitOutput) -> None:
+    """Of two float32 passes; a product of another number of rows may round otherwise."""
+    assert torch.equal(found.exit_layers.cpu(), expected.exit_layers.cpu())
+    for name in ("logits", "exit_scores"):
+        torch.testing.assert_close(found[name].cpu(), expected[name].cpu(), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 8, 33, 512])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: int) -> None:
+    """Eager and lagged hosts get what plain PyTorch gets, and in float32 the same exits.
+
+    In 16 bits rounding decides near the threshold: the rows that leave elsewhere are few.
+    """
+    if REHEARSED and rows > 8:
+        pytest.skip("too slow in the interpreter")
+    batch = mixed_rows(rows)
+    expected, rounded = plain(pooling)(**batch), plain(pooling, dtype)(**batch)
+    assert rows < 8 or len(set(expected.exit_layers.tolist())) > 2
+    for sync in ("eager", "lagged"):
+        found = encoder_on(gpu_backend, dtype, sync, pooling)(**batch)
+        same = found.exit_layers.cpu() == expected.exit_layers
+        assert same.double().mean() >= (1.0 if dtype == torch.float32 else 0.85)
+        same &= rounded.exit_layers == expected.exit_layers
+        for name in ("logits", "exit_scores"):
+            values = [output[name].cpu()[same] for output in (found, expected, rounded)]
+            if same.any():
+                assert_near(*values, floor=max(torch.finfo(dtype).eps, 1e-5))
+
+
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+@pytest.mark.parametrize(("threshold", "layer"), [(1e-9, 1), (1.0, 4)])
+def test_all_leave_or_none(gpu_backend: str, sync: str, threshold: float, layer: int) -> None:
+    batch = mixed_rows(8)
+    encoder, expected = encoder_on(gpu_backend, sync=sync), plain()
+    encoder.threshold = expected.threshold = threshold
+    found = encoder(**batch)
+    assert found.exit_layers.tolist() == [layer] * 8
+    values = found.logits, expected(**batch).logits
+    assert_near(*values, values[1], floor=1e-5)
+
+
+def test_no_rows(gpu_backend: str) -> None:
+    batch = {name: rows[:0] for name, rows in mixed_rows(3).items()}
+    assert encoder_on(gpu_backend)(**batch).logits.shape == (0, 3)
+
+
+def test_inputs_from_host_or_device(gpu_backend: str) -> None:
+    batch = mixed_rows(8)
+    encoder = encoder_on(gpu_backend)
+    expected = encoder(**batch)
+    assert expected.logits.device.type == DEVICE.type
+    there = {name: rows.to(DEVICE) for name, rows in batch.items()}
+    narrow = {name: rows.int() for name, rows in there.items()}
+    mixed = there | {"attention_mask": batch["attention_mask"].bool()}
+    for inputs in (there, narrow, mixed):
+        assert_same(encoder(**inputs), expected)
+
+
+def test_a_row_does_not_see_the_others(gpu_backend: str) -> None:
+    batch = mixed_rows(8)
+    encoder = encoder_on(gpu_backend)
+    together = encoder(**batch)
+    for row in range(8):
+        alone = encoder(**{name: rows[row : row + 1] for name, rows in batch.items()})
+        assert torch.equal(alone.exit_layers[0], together.exit_layers[row])
+        torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-4, rtol=1e-4)
+
+
+@contextmanager
+def waits_are_errors() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@on_a_card
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_only_counts_are_waited_for(gpu_backend: str, sync: str, dtype: torch.dtype) -> None:
+    """torch raises at every other wait; events, by which counts are read, it lets pass."""
+    batch = mixed_rows(33)
+    encoder = encoder_on(gpu_backend, dtype, sync)
+    expected = encoder(**batch)
+    with waits_are_errors():
+        found = encoder(**batch)
+        with pytest.raises(RuntimeError, match="synchronizing"):
+            int(found.exit_layers[0])
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+
+
+@on_a_card
+def test_streams_side_by_side(gpu_backend: str) -> None:
+    """A pass that returns while its last kernels are to run shares nothing with the next."""
+    batches = [mixed_rows(33, seed) for seed in range(8)]
+    encoders = [encoder_on(gpu_backend, sync=sync) for sync in ("eager", "lagged")]
+    expected = [encoders[i % 2](**batch) for i, batch in enumerate(batches)]
+    streams = [torch.cuda.Stream() for _ in range(2)]
+    torch.cuda.synchronize()
+    for _ in range(5):
+        found = []
+        for i, batch in enumerate(batches):
+            with torch.cuda.stream(streams[i // 2 % 2]):
+                found.append(encoders[i % 2](**batch))
+        torch.cuda.synchronize()
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+@on_a_card
+def test_small_batches_in_a_row(gpu_backend: str) -> None:
+    """Inputs of one call may take pinned memory that the call before has left."""
+    encoder = encoder_on(gpu_backend, sync="lagged")
+    batches = [random_batch([1 + seed % 4], seed=seed) for seed in range(40)]
+    expected = []
+    for batch in batches:
+        expected.append(encoder(**batch))
+        torch.cuda.synchronize()
+    for _ in range(5):
+        found = [encoder(**batch) for batch in batches]
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+
+
+@on_a_card
+def test_two_threads(gpu_backend: str) -> None:
+    batches = [mixed_rows(8, seed) for seed in range(6)]
+    encoder = encoder_on(gpu_backend)
+    expected = [encoder(**batch) for batch in batches]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            found = list(pool.map(lambda batch: encoder(**batch), batches))
+            for one, other in zip(found, expected, strict=True):
+                assert_same(one, other)
+
+
+@pytest.mark.gpu_memcheck
+@on_a_card
+def test_pass_of_eight_rows() -> None:
+    batch = mixed_rows(8)
+    found = encoder_on("cuda", torch.bfloat16)(**batch)
+    expected, rounded = plain()(**batch), plain(dtype=torch.bfloat16)(**batch)
+    same = found.exit_layers.cpu() == expected.exit_layers
+    same &= rounded.exit_layers == expected.exit_layers
+    assert same.double().mean() >= 0.5
+    values = [output.logits.cpu()[same] for output in (found, expected, rounded)]
+    assert_near(*values, floor=torch.finfo(torch.bfloat16).eps)
