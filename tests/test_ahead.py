@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from support.models import random_batch, tiny_model
+from torch.overrides import TorchFunctionMode
 
 from consistentee_ext import FastEarlyExitEncoder, ahead, device_attention, ops, reference
 from consistentee_ext.ahead import Counts, choose_sync
 from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
+from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
@@ -35,7 +37,8 @@ class Device:
 
         def run(*arguments: object) -> object:
             self.launches[name] += LAUNCHES[name]
-            return getattr(self, name)(*arguments)
+            with torch._C.DisableTorchFunction():  # the op's own work is no wait of the host
+                return getattr(self, name)(*arguments)
 
         return run
 
@@ -63,6 +66,36 @@ class Device:
         return reference.exit_step_ahead(batch, pooled, head, decision, results, totals)
 
 
+class HostWaits(TorchFunctionMode):
+    """Records what a host could not do to a tensor of a device without waiting for it."""
+
+    READS = (
+        *("item", "tolist", "numpy", "cpu", "nonzero", "unique", "equal", "masked_select"),
+        *("__bool__", "__int__", "__float__", "__index__"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
+        name = getattr(func, "__name__", str(func))
+        masks = [
+            index
+            for index in (args[1] if name == "__getitem__" and isinstance(args[1], tuple) else args)
+            if isinstance(index, torch.Tensor) and index.dtype == torch.bool
+        ]
+        if name in self.READS or (name == "__getitem__" and masks):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
 @pytest.fixture
 def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     fake = Device()
@@ -72,7 +105,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 
     def count(self: Counts, number: int) -> tuple[int, int]:
         fake.waits.append(self.made - number)
-        return read(self, number)
+        with torch._C.DisableTorchFunction():  # counted here
+            return read(self, number)
 
     monkeypatch.setattr(Counts, "read", count)
     return fake
@@ -118,6 +152,49 @@ def test_a_lagged_pass_never_waits_for_the_newest_step(device: Device) -> None:
     assert device.tokens == [left[0], left[0], left[1], left[2]]
     assert device.launches == {"add_norm_": 4, "add_norm_pool_": 4, "exit_step_ahead": 8}
     assert device.waits == [1, 1]
+
+
+def waits_after_packing(
+    monkeypatch: pytest.MonkeyPatch, encoder: FastEarlyExitEncoder
+) -> list[str]:
+    """Of a whole call, from the moment its inputs are on their way to the device."""
+    mode, send = HostWaits(), PackedInputs.to
+
+    def sent(self: PackedInputs, device: torch.device) -> PackedInputs:
+        inputs = send(self, device)
+        mode.seen.clear()  # so far the host has read tensors of its own
+        return inputs
+
+    with monkeypatch.context() as patch, mode:
+        patch.setattr(PackedInputs, "to", sent)
+        encoder(**BATCH)
+    return mode.seen
+
+
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_a_whole_call_waits_for_counts_alone(
+    device: Device, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    encoder, _ = encoder_pair(sync)
+    assert waits_after_packing(monkeypatch, encoder) == []
+    assert device.waits == ([0, 0, 0] if sync == "eager" else [1, 1])
+
+
+def test_a_wait_before_the_first_layer_is_seen(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the passes once did: the longest length was read from the device."""
+    encoder, _ = encoder_pair("lagged")
+    embed = encoder._trunk.embed
+
+    def reading(ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert int(positions.max()) == 40
+        assert bool((types < 2).all())
+        assert len(ids[types == 0]) < len(ids)
+        return embed(ids, types, positions)
+
+    monkeypatch.setattr(encoder._trunk, "embed", reading)
+    assert waits_after_packing(monkeypatch, encoder) == ["__int__", "__bool__", "__getitem__"]
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
@@ -180,3 +257,32 @@ def test_counts_are_read_as_the_device_wrote_them() -> None:
     counts.next().copy_(torch.tensor([2, 9]))
     assert (counts.read(1), counts.read(2)) == ((5, 70), (2, 9))
     assert ahead.KNEE_TOKENS == 2048
+
+
+class Event:
+    """Stands in for a CUDA event that has not come yet."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def query(self) -> bool:
+        return self.came
+
+
+def test_counts_stay_until_the_device_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel is still to write must not go to anybody else."""
+    in_flight: deque[tuple[Event, torch.Tensor]] = deque()
+    monkeypatch.setattr(ahead, "_in_flight", in_flight)
+    events = [Event(), Event()]
+    for event in events:
+        counts = Counts(1, torch.device("cpu"))
+        counts._events.append(event)
+        counts.close()
+    Counts(1, torch.device("cpu"))
+    assert [event for event, _ in in_flight] == events
+    events[0].came = True
+    Counts(1, torch.device("cpu"))
+    assert [event for event, _ in in_flight] == events[1:]
+    events[1].came = True
+    Counts(1, torch.device("cpu"))
+    assert not in_flight

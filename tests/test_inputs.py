@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.backends import BACKENDS
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs
 
 GOOD = random_batch([3, 5])
+native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
 
 
 @pytest.mark.parametrize(
@@ -80,3 +83,48 @@ def test_mask_with_holes_keeps_positions(backend: str) -> None:
         expected = model(**inputs).logits
     found = FastEarlyExitEncoder(model, backend=backend)(**inputs).logits
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+CPU = torch.device("cpu")
+LIMITS = Limits(VOCABULARY, 2, 64)
+
+
+def with_holes(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(rows, 20, generator=generator) < 0.6
+    mask[:, 3] = True
+    return random_batch([20] * rows, seed) | {"attention_mask": mask}
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool], ids=str)
+def test_the_op_packs_as_pytorch_does(dtype: torch.dtype) -> None:
+    inputs = with_holes(9)
+    if dtype != torch.bool:
+        inputs = {name: rows.to(dtype) for name, rows in inputs.items()}
+    by_op, by_pytorch = (
+        pack_inputs(*inputs.values(), LIMITS, CPU, backend) for backend in ("cpu", "torch")
+    )
+    for one, other in zip(by_op, by_pytorch, strict=True):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    assert by_op.max_length == int(inputs["attention_mask"].sum(dim=1).max())
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 5])
+def test_one_copy_holds_all_of_a_batch(rows: int) -> None:
+    """Joined, and taken apart as views whose 8-byte integers are aligned."""
+    given = {name: values[:rows] for name, values in with_holes(5).items()}
+    packed = pack_inputs(*given.values(), LIMITS, CPU, "torch")
+    flat = packed._flatten(pinned=False)
+    assert flat.dtype == torch.uint8
+    found = packed._unflatten(flat)
+    for name, one, other in zip(packed._fields, packed, found, strict=True):
+        assert torch.equal(one, other), name
+        assert one.dtype == other.dtype, name
+        assert not other.numel() or other.data_ptr() % other.element_size() == 0, name
+        assert other.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr(), name
+    there = packed.to(torch.device("meta"))
+    assert [(t.shape, t.dtype) for t in there] == [(t.shape, t.dtype) for t in packed]
+    assert packed.to(CPU) is packed
+    assert isinstance(there, PackedInputs)
