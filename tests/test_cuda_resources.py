@@ -131,14 +131,18 @@ def find_cuobjdump() -> str | None:
     return shutil.which("cuobjdump", path=os.pathsep.join(folders))
 
 
-def test_copies_are_16_bytes_wide(compiled: Compiled) -> None:
+@pytest.mark.parametrize(
+    "instance", [name for name in instances() if name.startswith(("compact_copy", "add_norm"))]
+)
+def test_accesses_are_16_bytes_wide(compiled: Compiled, instance: str) -> None:
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump")
     command = [cuobjdump, "-sass", "-arch", "sm_80", str(compiled.object_file)]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     functions = listing.split("Function : ")[1:]
-    copies = [text for text in functions if encoded("compact_copy")[:-1] in text.split("\n")[0]]
-    assert len(copies) == 1
-    assert "LDG.E.128" in copies[0]
-    assert "STG.E.128" in copies[0]
+    named = [text for text in functions if encoded(instance).rstrip("E") in text.split("\n")[0]]
+    assert len(named) == 1
+    assert "LDG.E.128" in named[0]
+    assert "STG.E.128" in named[0]
+    assert "LDG.E.U8" not in named[0] or instance == "compact_copy"  # its tails are of any size

@@ -32,7 +32,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
 POLICY_INPUTS = (None, "state", "prediction", "both")
 CRITERIA = ("policy", "confidence", "entropy", "patience", "energy")
-NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 32, 48 << 10
+NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
 
 
 class Plan(ctypes.Structure):

@@ -3,11 +3,14 @@
 
 #include "consistentee/scalar.h"
 #include "consistentee/warp.cuh"
+#include "consistentee/wide.cuh"
 
 namespace consistentee {
 
 constexpr int kNormWarps = 8;    // of a block, where its tokens fit shared memory; else fewer
-constexpr int kPoolTokens = 32;  // of a row, that a block takes
+constexpr int kPoolTokens = 16;  // of a row, that a block takes
+constexpr int kNormBlocks = 4;   // of a multiprocessor at once, which bounds a thread's registers
+constexpr int kInFlight = 2;  // loads of a thread, of each operand, that wait for memory together
 
 template <typename scalar_t>
 struct AddNorm {
@@ -26,81 +29,156 @@ struct RowPooling {
   bool mean;                  // of the row's tokens; else its first
 };
 
-// One token, by one warp; `x` holds H floats of shared memory.
-template <typename scalar_t>
-static __device__ __forceinline__ void normalize_token(
+// One token, by one warp, in accesses of Width elements. `x` holds H floats of shared memory, which
+// become the token's rounded values; a lane reads of them what it wrote.
+template <int Width, typename scalar_t>
+static __device__ __forceinline__ void normalize_by(
     const AddNorm<scalar_t>& norm, int64_t token, float* x, int lane) {
-  const int64_t size = norm.hidden_size;
+  const int size = static_cast<int>(norm.hidden_size), count = size / Width;
   scalar_t* hidden = norm.hidden + token * size;
   const scalar_t* residual = norm.residual + token * size;
   float sum = 0.0f;
-  for (int64_t h = lane; h < size; h += kWarp) {
-    x[h] = to_float(hidden[h]) + to_float(residual[h]);
-    sum += x[h];
+  for (int first = lane; first < count; first += kInFlight * kWarp) {
+    Wide<scalar_t, Width> a[kInFlight] = {}, b[kInFlight] = {};
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = first + k * kWarp;
+      if (i >= count) continue;
+      a[k] = load_wide<Width>(hidden + i * Width);
+      b[k] = load_wide<Width>(residual + i * Width);
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = first + k * kWarp;
+      if (i >= count) continue;
+      Wide<float, Width> total;
+#pragma unroll
+      for (int v = 0; v < Width; ++v) {
+        total.values[v] = to_float(a[k].values[v]) + to_float(b[k].values[v]);
+        sum += total.values[v];
+      }
+      store_wide<Width>(x + i * Width, total);
+    }
   }
   const float mean = warp_sum(sum) / static_cast<float>(size);
   float squares = 0.0f;
-  for (int64_t h = lane; h < size; h += kWarp) squares += (x[h] - mean) * (x[h] - mean);
+#pragma unroll 4
+  for (int i = lane; i < count; i += kWarp) {
+    const auto total = load_wide<Width>(static_cast<const float*>(x + i * Width));
+#pragma unroll
+    for (int v = 0; v < Width; ++v) {
+      squares += (total.values[v] - mean) * (total.values[v] - mean);
+    }
+  }
   const float variance = warp_sum(squares) / static_cast<float>(size);
   const float scale = 1.0f / sqrtf(variance + norm.eps);
-  for (int64_t h = lane; h < size; h += kWarp) {
-    store(hidden + h, (x[h] - mean) * scale * to_float(norm.weight[h]) + to_float(norm.bias[h]));
+  for (int first = lane; first < count; first += kInFlight * kWarp) {
+    Wide<scalar_t, Width> w[kInFlight] = {}, b[kInFlight] = {};
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = first + k * kWarp;
+      if (i >= count) continue;
+      w[k] = load_wide<Width>(norm.weight + i * Width);
+      b[k] = load_wide<Width>(norm.bias + i * Width);
+    }
+#pragma unroll
+    for (int k = 0; k < kInFlight; ++k) {
+      const int i = first + k * kWarp;
+      if (i >= count) continue;
+      auto total = load_wide<Width>(static_cast<const float*>(x + i * Width));
+      Wide<scalar_t, Width> out;
+#pragma unroll
+      for (int v = 0; v < Width; ++v) {
+        const float normal = (total.values[v] - mean) * scale;
+        store(&out.values[v], normal * to_float(w[k].values[v]) + to_float(b[k].values[v]));
+        total.values[v] = to_float(out.values[v]);
+      }
+      store_wide<Width>(x + i * Width, total);
+      store_wide<Width>(hidden + i * Width, out);
+    }
   }
+}
+
+// Elements of an access: of 16 bytes where all tokens and weights are aligned so.
+template <typename scalar_t>
+static __device__ __forceinline__ int norm_width(const AddNorm<scalar_t>& norm) {
+  constexpr int kWidth = kWideBytes / sizeof(scalar_t);
+  const bool aligned = is_wide(norm.hidden) && is_wide(norm.residual) && is_wide(norm.weight) &&
+                       is_wide(norm.bias) && norm.hidden_size % kWidth == 0;
+  return aligned ? kWidth : 1;
+}
+
+template <typename scalar_t>
+static __device__ __forceinline__ void normalize_token(
+    const AddNorm<scalar_t>& norm, int width, int64_t token, float* x, int lane) {
+  if (width == 1) return normalize_by<1>(norm, token, x, lane);
+  normalize_by<kWideBytes / sizeof(scalar_t)>(norm, token, x, lane);
 }
 
 // Grid (ceil(T / warps)): a warp a token. H floats of shared memory a warp.
 template <typename scalar_t>
-static __global__ void __launch_bounds__(kNormWarps* kWarp)
+static __global__ void __launch_bounds__(kNormWarps* kWarp, kNormBlocks)
     add_norm_tokens(AddNorm<scalar_t> norm, int64_t tokens) {
   CONSISTENTEE_DYNAMIC_SHARED(shared);
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   const int64_t warps = blockDim.x / kWarp, token = blockIdx.x * warps + warp;
-  if (token < tokens) normalize_token(norm, token, shared + warp * norm.hidden_size, lane);
+  float* x = shared + warp * norm.hidden_size;
+  if (token < tokens) normalize_token(norm, norm_width(norm), token, x, lane);
 }
 
-// Grid (B, splits): a block takes kPoolTokens tokens of a row, and the block of a row that ends last
-// writes pooled [B, H]. Sums are taken in the order of the tokens, whichever block that is.
+// Grid (B, splits): a block takes kPoolTokens tokens of a row, a warp each at a time, and the block of
+// a row that ends last writes pooled [B, H]. Sums are taken in the order of the tokens, whichever
+// block that is. H floats of shared memory a warp.
 template <typename scalar_t>
-static __global__ void __launch_bounds__(kNormWarps* kWarp)
+static __global__ void __launch_bounds__(kNormWarps* kWarp, kNormBlocks)
     add_norm_pool(AddNorm<scalar_t> norm, RowPooling pooling, scalar_t* __restrict__ pooled) {
   CONSISTENTEE_DYNAMIC_SHARED(shared);
   __shared__ bool ends_last;
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  const int64_t row = blockIdx.x, size = norm.hidden_size;
-  const int64_t row_begin = pooling.cu_seqlens[row], row_end = pooling.cu_seqlens[row + 1];
-  const int64_t begin = row_begin + static_cast<int64_t>(blockIdx.y) * kPoolTokens;
+  const int size = static_cast<int>(norm.hidden_size), width = norm_width(norm);
+  const int64_t row = blockIdx.x;
+  const int row_begin = pooling.cu_seqlens[row], row_end = pooling.cu_seqlens[row + 1];
+  const int begin = row_begin + static_cast<int>(blockIdx.y) * kPoolTokens;
   if (begin >= row_end) return;
-  const int64_t end = begin + kPoolTokens < row_end ? begin + kPoolTokens : row_end;
-  for (int64_t token = begin + warp; token < end; token += warps) {
-    normalize_token(norm, token, shared + warp * size, lane);
+  const int end = begin + kPoolTokens < row_end ? begin + kPoolTokens : row_end;
+  const int summed = pooling.mean ? size : 0;
+  float* partial = pooling.partial + row * gridDim.y * size;
+  float* sums = partial + blockIdx.y * size;  // each element is one thread's
+#pragma unroll 1
+  for (int first = begin; first < end; first += warps) {
+    const int token = first + warp;
+    if (token < end) normalize_token(norm, width, token, shared + warp * size, lane);
+    __syncthreads();  // the warps' tokens are written
+    const int present = end - first < warps ? end - first : warps;
+    for (int h = threadIdx.x; h < summed; h += blockDim.x) {
+      float sum = first == begin ? 0.0f : sums[h];
+      for (int w = 0; w < present; ++w) sum += shared[w * size + h];
+      sums[h] = sum;
+    }
+    __syncthreads();  // the sums are written; the next tokens take their places
   }
-  __syncthreads();  // the block's tokens are written
 
   scalar_t* out = pooled + row * size;
   if (!pooling.mean) {
     if (begin != row_begin) return;
-    for (int64_t h = threadIdx.x; h < size; h += blockDim.x) out[h] = norm.hidden[begin * size + h];
+    const scalar_t* token = norm.hidden + static_cast<int64_t>(begin) * size;
+    for (int h = threadIdx.x; h < size; h += blockDim.x) out[h] = token[h];
     return;
   }
-  const int blocks = static_cast<int>((row_end - row_begin + kPoolTokens - 1) / kPoolTokens);
-  float* partial = pooling.partial + row * gridDim.y * size;
-  for (int64_t h = threadIdx.x; h < size; h += blockDim.x) {
-    float sum = 0.0f;
-    for (int64_t token = begin; token < end; ++token)
-      sum += to_float(norm.hidden[token * size + h]);
-    partial[blockIdx.y * size + h] = sum;
+  const int blocks = (row_end - row_begin + kPoolTokens - 1) / kPoolTokens;
+  if (threadIdx.x == 0) {
+    __threadfence();  // the block's sums are seen before it counts as ended
+    ends_last = atomicAdd(pooling.finished + row, 1) == blocks - 1;
   }
-  __threadfence();  // the sums are seen before the block counts as ended
-  __syncthreads();
-  if (threadIdx.x == 0) ends_last = atomicAdd(pooling.finished + row, 1) == blocks - 1;
   __syncthreads();
   if (!ends_last) return;
   __threadfence();
   const float length = static_cast<float>(row_end - row_begin);
-  const volatile float* sums = partial;
-  for (int64_t h = threadIdx.x; h < size; h += blockDim.x) {
+  const volatile float* all = partial;
+  for (int h = threadIdx.x; h < size; h += blockDim.x) {
     float sum = 0.0f;
-    for (int block = 0; block < blocks; ++block) sum += sums[block * size + h];
+#pragma unroll 4
+    for (int block = 0; block < blocks; ++block) sum += all[block * size + h];
     store(out + h, sum / length);
   }
   if (threadIdx.x == 0) pooling.finished[row] = 0;

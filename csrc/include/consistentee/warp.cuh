@@ -21,7 +21,8 @@ static __device__ __forceinline__ float warp_sum(float value) {
 static __device__ __forceinline__ float warp_dot(
     const float* __restrict__ weight, const float* x, int64_t size, int lane) {
   float sum = 0.0f;
-  for (int64_t i = lane; i < size; i += kWarp) sum += weight[i] * x[i];
+#pragma unroll 8
+  for (int i = lane; i < static_cast<int>(size); i += kWarp) sum += weight[i] * x[i];
   return warp_sum(sum);
 }
 
