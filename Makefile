@@ -80,8 +80,8 @@ test-abi: install $(NEWEST)/.torch
 	rm -rf build/abi build/lib*
 	$(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir build/abi . $(PROGRESS)
 	$(BIN)/pip install --no-deps --target build/abi/site build/abi/*.whl $(PROGRESS)
-	PYTHONPATH=build/abi/site $(BIN)/python tests/abi_check.py
-	PYTHONPATH=build/abi/site $(NEWEST)/bin/python tests/abi_check.py
+	PYTHONPATH=build/abi/site $(BIN)/python tests/build/abi_check.py
+	PYTHONPATH=build/abi/site $(NEWEST)/bin/python tests/build/abi_check.py
 
 sanitize: install
 	CONSISTENTEE_FORCE_CUDA=0 PATH="$(abspath $(BIN)):$$PATH" \
@@ -95,8 +95,8 @@ test-cuda-build: install $(NEWEST)/.torch
 	  $(BIN)/pip wheel --no-deps --no-build-isolation --wheel-dir build/cuda . $(PROGRESS)
 	$(BIN)/pip install --no-deps --target build/cuda/site build/cuda/*.whl $(PROGRESS)
 	for python in $(BIN)/python $(NEWEST)/bin/python; do \
-	  PYTHONPATH=build/cuda/site $$python tests/abi_check.py; \
-	  PYTHONPATH=build/cuda/site $$python tests/cuda_link_check.py; \
+	  PYTHONPATH=build/cuda/site $$python tests/build/abi_check.py; \
+	  PYTHONPATH=build/cuda/site $$python tests/build/cuda_link_check.py; \
 	done
 
 # With the interpreter's own packages: no virtual environment, no package index.
@@ -109,7 +109,7 @@ test-gpu: install
 	CONSISTENTEE_FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest
 	if command -v compute-sanitizer >/dev/null; then \
 	  CONSISTENTEE_FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
-	    compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/test_gpu*.py; \
+	    compute-sanitizer --error-exitcode 1 $(BIN)/python -m pytest tests/cuda/test_gpu*.py; \
 	fi
 
 clean:

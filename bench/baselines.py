@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from consistentee import ConsistentEEForSequenceClassification
-from consistentee.evaluation import Batch
-from consistentee.modeling import pooling_weights
+from consistentee.evaluation.evaluate import Batch
+from consistentee.model.modeling import pooling_weights
 
 
 def published_early_exit(

@@ -16,11 +16,11 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from torch import nn
 
 from consistentee import ConsistentEEForSequenceClassification
-from consistentee.estimators import Reinforce, exact
-from consistentee.evaluation import full_depth_logits
-from consistentee.losses import Batch, Losses
-from consistentee.modeling import PolicyNetwork
-from consistentee.settings import TrainingSettings
+from consistentee.evaluation.evaluate import full_depth_logits
+from consistentee.model.policies import PolicyNetwork
+from consistentee.training.estimators import Reinforce, exact
+from consistentee.training.losses import Batch, Losses
+from consistentee.training.settings import TrainingSettings
 
 ROWS, TOKENS, WORDS = 32, 25, 30_000
 POLICY_ROWS = TrainingSettings.policy_batch_size

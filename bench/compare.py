@@ -17,7 +17,7 @@ from engines import ENGINES, FULL, FULL_BF16, LIMIT, LIMIT_BF16, OURS, OURS_BF16
 from report import environment, print_table, save_plot
 from workloads import MODELS, RUNS, TEXTS, Pass, Workload, load_workload
 
-from consistentee.evaluation import time_passes
+from consistentee.evaluation.evaluate import time_passes
 
 # What a row with exits is measured against: the same engine at full depth, and its products alone.
 PARTNERS = {OURS: (FULL, LIMIT), OURS_BF16: (FULL_BF16, LIMIT_BF16)}

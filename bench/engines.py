@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from workloads import Pass, Workload
 
 from consistentee import ConsistentEEForSequenceClassification
-from consistentee.evaluation import full_depth_logits
+from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
 
 

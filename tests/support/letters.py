@@ -9,7 +9,7 @@ import numpy as np
 from datasets import Dataset
 from transformers import BertTokenizerFast
 
-from consistentee.settings import TrainingSettings
+from consistentee.training.settings import TrainingSettings
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]
 SETTINGS = TrainingSettings(

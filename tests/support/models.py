@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
-from consistentee.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
+from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
 
 VOCABULARY = 120
 

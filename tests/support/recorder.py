@@ -9,8 +9,8 @@ from typing import ClassVar
 import pytest
 import torch
 
-from consistentee import phases as phases_module
-from consistentee.trainer import PhaseTrainer
+from consistentee.training import phases as phases_module
+from consistentee.training.trainer import PhaseTrainer
 
 
 class Recorder(PhaseTrainer):

@@ -40,8 +40,12 @@ def calibrate(
     label_column: LabelColumn = "label",
 ) -> None:
     """Find the exit threshold that meets one wish; write it into the checkpoint's config."""
-    from consistentee.data import load_table
-    from consistentee.runs import calibrate_checkpoint, local_config, needs_regression
+    from consistentee.data.tables import load_table
+    from consistentee.evaluation.checkpoints import (
+        calibrate_checkpoint,
+        local_config,
+        needs_regression,
+    )
 
     local_config(checkpoint)  # raises
     table = load_table(
@@ -78,9 +82,9 @@ def evaluate(
     label_column: LabelColumn = "label",
 ) -> None:
     """Measure accuracy, layers and seconds, beside the same model at full depth."""
-    from consistentee.data import load_table
-    from consistentee.files import check_writable, write_json
-    from consistentee.runs import evaluate_checkpoint, needs_regression
+    from consistentee.atomic_files import check_writable, write_json
+    from consistentee.data.tables import load_table
+    from consistentee.evaluation.checkpoints import evaluate_checkpoint, needs_regression
 
     if json is not None:
         check_writable(json)
@@ -102,9 +106,9 @@ def predict(
     text_column: TextColumns = None,
 ) -> None:
     """Classify the rows of a file; writes them with prediction, exit layer and score."""
-    from consistentee.data import load_texts
-    from consistentee.files import check_table, write_table
-    from consistentee.runs import predict_rows
+    from consistentee.atomic_files import check_table, write_table
+    from consistentee.data.tables import load_texts
+    from consistentee.evaluation.checkpoints import predict_rows
 
     check_table(output)
     rows, texts = load_texts(input, text_column or None)
@@ -124,10 +128,10 @@ def report(
     label_column: LabelColumn = "label",
 ) -> None:
     """Show on one page what early exit does to a labelled file: curves, exits, seconds."""
-    from consistentee.data import load_table
-    from consistentee.files import read_json
-    from consistentee.report import check_report, write_report
-    from consistentee.report_data import build_report
+    from consistentee.atomic_files import read_json
+    from consistentee.data.tables import load_table
+    from consistentee.report.measure import build_report
+    from consistentee.report.write import check_report, write_report
 
     check_report(output)
     curves = None if comparison is None else read_json(comparison)

@@ -69,10 +69,10 @@ def train(
 ) -> None:
     """Train a ConsistentEE classifier. Run it again after an interruption: it goes on."""
     given = given_fields(locals())
-    from consistentee.data import load_splits
-    from consistentee.processes import processes
-    from consistentee.runs import train_on_splits, training_fields
-    from consistentee.tasks import find_task, load_task
+    from consistentee.data.tables import load_splits
+    from consistentee.data.tasks import find_task, load_task
+    from consistentee.training.distributed import processes
+    from consistentee.training.prepare import train_on_splits, training_fields
 
     known_task = None if task is None else find_task(task)
     if known_task is None and paper:
@@ -136,11 +136,11 @@ def compare(
 ) -> None:
     """Train ConsistentEE and the exits it is compared with; print accuracy at layer ratios."""
     given = given_fields(locals())
-    from consistentee.comparison import average
-    from consistentee.comparison import compare as compare_exits
-    from consistentee.data import load_splits
-    from consistentee.runs import training_fields
-    from consistentee.tasks import Task, find_task, load_task
+    from consistentee.data.tables import load_splits
+    from consistentee.data.tasks import Task, find_task, load_task
+    from consistentee.evaluation.comparison import average
+    from consistentee.evaluation.comparison import compare as compare_exits
+    from consistentee.training.prepare import training_fields
 
     known_tasks: list[Task | None] = [find_task(name) for name in task or ()]
     if not known_tasks and (paper or data is None):

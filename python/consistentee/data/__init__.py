@@ -1,0 +1,1 @@
+"""From files to token ids: tables, splits, tasks, the demo's corpus."""

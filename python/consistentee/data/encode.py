@@ -1,0 +1,66 @@
+"""From text to token ids and class numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedTokenizerBase
+
+from consistentee.data.tables import label_names, numbers
+
+BATCH_ROWS = 1000
+
+
+def encode(
+    table: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    labels: Sequence[str] | None = None,
+    regression: bool = False,
+) -> Dataset:
+    """Token ids of a table's rows, unpadded; rows above ``max_length`` tokens lose their end.
+
+    A pair loses tokens from the end of its longer sentence.
+
+    Args:
+        table: as `load_table` returns it.
+        tokenizer: gives ``input_ids``, ``attention_mask`` and, where its model reads them,
+            ``token_type_ids``.
+        max_length: the longest row, special tokens included.
+        labels: the label of each class, in order; None leaves the labels out.
+        regression: the labels are numbers, as `numbers` reads them.
+
+    Returns:
+        The tokenizer's columns, ``length`` in tokens, and the class index or the number ``labels``.
+
+    Raises:
+        ValueError: ``max_length`` leaves no room for text; a label of the table not in ``labels``,
+            or no number.
+    """
+    pairs = "sentence2" in table.column_names
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
+    if max_length <= special:
+        raise ValueError(
+            f"max_length: expected above {special}, the special tokens of a row, got {max_length}"
+        )
+    if labels is not None:
+        unknown = [label for label in label_names(table) if label not in labels]
+        if unknown:
+            raise ValueError(f"labels: expected every label of the table, got none for {unknown}")
+
+    def encode_batch(batch: dict[str, list[str]]) -> Dataset:
+        encoding = tokenizer(
+            batch["sentence1"],
+            batch["sentence2"] if pairs else None,
+            truncation="longest_first",
+            max_length=max_length,
+        )
+        columns = dict(encoding)
+        columns["length"] = [len(ids) for ids in encoding["input_ids"]]
+        if labels is not None:
+            columns["labels"] = [labels.index(label) for label in batch["label"]]
+        return Dataset.from_dict(columns)
+
+    encoded = concatenate_datasets([encode_batch(b) for b in table.iter(batch_size=BATCH_ROWS)])
+    return encoded.add_column("labels", numbers(table)) if regression else encoded

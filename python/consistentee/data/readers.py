@@ -1,0 +1,103 @@
+"""The rows of a file, as they stand in it."""
+
+from __future__ import annotations
+
+import csv
+import glob
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, Value
+from datasets.exceptions import DatasetGenerationError
+from datasets.packaged_modules.csv.csv import Csv
+from datasets.packaged_modules.parquet.parquet import Parquet
+
+from consistentee.atomic_files import quiet_datasets
+
+FORMATS = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
+# The builders behind `load_dataset`, with options; that function reports its use to a server.
+BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    ".tsv": (Csv, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
+    ".csv": (Csv, {"delimiter": ","}),
+    ".parquet": (Parquet, {"batch_size": 1000}),
+}
+# What the libraries raise on a broken file.
+BROKEN = (
+    ValueError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    csv.Error,
+    DatasetGenerationError,
+)
+
+
+def read_rows(path: Path) -> Dataset:
+    """The columns of a file, one row or more.
+
+    TSV and CSV have strings alone; JSON and Parquet what stands in them.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown suffix, a broken file, or no rows.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    if path.suffix not in FORMATS:
+        raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
+    try:
+        read = _read if path.suffix in BUILDERS else _read_json
+        rows = read(path)
+    except BROKEN as error:
+        reason = " ".join(str(error.__cause__ or error).split())
+        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
+    if rows is None:
+        raise ValueError(f"{path}: expected at least one row, got none")
+    return rows
+
+
+def _read(path: Path) -> Dataset | None:
+    """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
+    if not path.read_bytes().strip():
+        return None
+    builder_class, options = BUILDERS[path.suffix]
+    if builder_class is Csv:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            header = next(filter(None, csv.reader(file, **options)), [])
+        # The header is read as a row: in the first row pandas takes surplus fields for an index.
+        options = {**options, "header": None, "column_names": header, "keep_default_na": False}
+        options["features"] = Features(dict.fromkeys(header, Value("string")))
+    header_rows = int(builder_class is Csv)
+    with tempfile.TemporaryDirectory() as cache, quiet_datasets():
+        files = glob.escape(str(path.absolute()))
+        builder = builder_class(data_files=files, cache_dir=cache, **options)
+        builder.download_and_prepare()
+        if builder.info.splits["train"].num_examples <= header_rows:
+            return None
+        return builder.as_dataset("train", in_memory=True).skip(header_rows)
+
+
+def _read_json(path: Path) -> Dataset | None:
+    """The objects of an array, or one a line. The library's own reader makes times of strings that
+    look like them, and of a label ``01`` a 1 where other rows have numbers.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        records = json.loads(text)
+    else:
+        lines = enumerate(text.split("\n"), start=1)
+        records = [_read_json_line(number, line) for number, line in lines if line.strip()]
+    if not all(isinstance(record, dict) for record in records):
+        raise ValueError("rows that are no objects")
+    names = dict.fromkeys(name for record in records for name in record)
+    columns = {name: [record.get(name) for record in records] for name in names}
+    return Dataset.from_dict(columns, on_mixed_types="use_json") if columns else None
+
+
+def _read_json_line(number: int, line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"line {number}: {error.msg}") from None

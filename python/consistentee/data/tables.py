@@ -1,0 +1,231 @@
+"""Labelled text from files: tables, splits, labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+
+from consistentee.data.readers import FORMATS, read_rows
+
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("question1", "question2"),
+    ("premise", "hypothesis"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+)
+SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
+
+
+def load_table(
+    path: str | Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str = "label",
+    regression: bool = False,
+) -> Dataset:
+    """Read one file of sentences, or of pairs of sentences, with their labels.
+
+    Args:
+        path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
+        text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
+        label_column: integers or strings; ``01`` and ``1`` are two labels.
+        regression: the labels are numbers; floating ones will do.
+
+    Returns:
+        The columns ``sentence1``, for pairs ``sentence2``, and ``label``, all strings.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: an unknown suffix, a broken file, no rows, a missing column, a column of another
+            type (JSON: integers beside strings), or a row without text or label.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    texts = _texts(path, rows, text_columns)
+    _check_columns(path, rows.column_names, (label_column,))
+    kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
+    if regression:
+        kinds = {"a number": ("int", "uint", "float", "double")}
+    return table_of(texts, _strings(path, rows, label_column, kinds))
+
+
+def load_texts(
+    path: str | Path, text_columns: Sequence[str] | None = None
+) -> tuple[Dataset, Dataset]:
+    """Read one file of sentences, or of pairs of sentences, to classify.
+
+    Args:
+        path: as in `load_table`.
+        text_columns: as in `load_table`.
+
+    Returns:
+        All columns of the file as they are; and ``sentence1``, for pairs ``sentence2``.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `load_table`, but for labels.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    return rows, table_of(_texts(path, rows, text_columns))
+
+
+def table_of(texts: Sequence[list[str]], labels: list[str] | None = None) -> Dataset:
+    """A table as `load_table` returns it, from one or two columns of text and perhaps labels."""
+    columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
+    return Dataset.from_dict(columns if labels is None else columns | {"label": labels})
+
+
+def load_splits(
+    paths: Sequence[str | Path],
+    text_columns: Sequence[str] | None = None,
+    label_column: str = "label",
+    regression: bool = False,
+) -> DatasetDict:
+    """Read ``train``, ``dev`` and, where given, ``test``; each table as `load_table` returns it.
+
+    Args:
+        paths: one folder that holds the files train, dev (or validation, valid) and perhaps test;
+            or the two or three files themselves, in that order.
+        text_columns: as in `load_table`.
+        label_column: as in `load_table`.
+        regression: as in `load_table`.
+
+    Raises:
+        FileNotFoundError: there is no such folder or file.
+        ValueError: as `load_table`; train or dev missing; fewer than two labels in train; a label
+            in dev or test that train does not have; single sentences beside pairs.
+    """
+    files = _find_splits([Path(path) for path in paths])
+    options: Any = {"label_column": label_column, "regression": regression}
+    splits = DatasetDict(
+        {name: load_table(path, text_columns, **options) for name, path in files.items()}
+    )
+    check_splits(splits, {name: str(path) for name, path in files.items()}, regression)
+    return splits
+
+
+def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool = False) -> None:
+    """Raise ValueError unless the tables go together; `names` says what each is called."""
+    train = splits["train"]
+    known = label_names(train)
+    if len(known) < 2:
+        raise ValueError(f"{names['train']}: expected two labels or more, got {known[0]!r} alone")
+    for name, table in splits.items():
+        if table.column_names != train.column_names:
+            raise ValueError(
+                f"{names[name]}: expected {train.column_names} as in train, "
+                f"got {table.column_names}"
+            )
+        if regression:
+            continue
+        unknown = [label for label in label_names(table) if label not in known]
+        if unknown:
+            raise ValueError(f"{names[name]}: expected the labels of train, got {unknown} too")
+
+
+def label_names(table: Dataset) -> list[str]:
+    """The distinct labels, sorted: by value where all are integers, else as strings."""
+    names = sorted(table.unique("label"))
+    try:
+        return sorted(names, key=int)
+    except ValueError:
+        return names
+
+
+def numbers(table: Dataset) -> list[float]:
+    """The labels as the numbers of a regression.
+
+    Raises:
+        ValueError: a label is not a finite number.
+    """
+    values = []
+    for row, label in enumerate(table["label"], start=1):
+        try:
+            value = float(label)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            raise ValueError(f"label: row {row}: expected a finite number, got {label!r}")
+        values.append(value)
+    return values
+
+
+def _texts(path: Path, rows: Dataset, text_columns: Sequence[str] | None) -> list[list[str]]:
+    names = _find_text_columns(path, rows.column_names, text_columns)
+    return [_strings(path, rows, name) for name in names]
+
+
+def _find_text_columns(
+    path: Path, columns: Sequence[str], text_columns: Sequence[str] | None
+) -> Sequence[str]:
+    if text_columns is not None:
+        if not 1 <= len(text_columns) <= 2:
+            raise ValueError(f"text_columns: expected one or two names, got {list(text_columns)}")
+        _check_columns(path, columns, text_columns)
+        return text_columns
+    for names in TEXT_COLUMNS:
+        if set(names) <= set(columns):
+            return names
+    expected = " or ".join("+".join(names) for names in TEXT_COLUMNS)
+    raise ValueError(f"{path}: expected the columns {expected}, got {', '.join(columns)}")
+
+
+def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(columns)}")
+
+
+def _strings(
+    path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
+) -> list[str]:
+    """A column's values as strings, none missing, none blank; `or_kinds` names what else may
+    stand in it, with the beginnings of its dtypes.
+    """
+    kinds = or_kinds or {}
+    expected = " or ".join([*kinds, "a string"]) if kinds else "text"
+    dtype = getattr(table.features[column], "dtype", "nested or mixed values")
+    if not ("string" in dtype or dtype.startswith(sum(kinds.values(), ()))):
+        raise ValueError(f"{path}: expected {expected} in {column!r}, got {dtype}")
+    values = table[column][:]
+    for row, value in enumerate(values, start=1):
+        if value is None or not str(value).strip():
+            raise ValueError(f"{path}: row {row}: expected {expected} in {column!r}, got {value!r}")
+    return [str(value) for value in values]
+
+
+def _find_splits(paths: Sequence[Path]) -> dict[str, Path]:
+    if len(paths) == 1 and not paths[0].is_file():
+        return _find_in_folder(paths[0])
+    if not 2 <= len(paths) <= 3:
+        raise ValueError(
+            f"data: expected a folder, or the files train, dev and perhaps test, got {len(paths)} "
+            f"file{'' if len(paths) == 1 else 's'}"
+        )
+    return dict(zip(SPLIT_NAMES, paths, strict=False))
+
+
+def _find_in_folder(folder: Path) -> dict[str, Path]:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: expected a file or a folder, found none")
+    files = {}
+    for split, stems in SPLIT_NAMES.items():
+        found = sorted(p for p in folder.iterdir() if p.suffix in FORMATS and p.stem in stems)
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ValueError(f"{folder}: expected one file for {split}, got {names}")
+        if found:
+            files[split] = found[0]
+        elif split != "test":
+            expected = " or ".join(stems)
+            raise ValueError(
+                f"{folder}: expected a file named {expected} with one of the suffixes "
+                f"{', '.join(FORMATS)}, found none"
+            )
+    return files

@@ -1,0 +1,103 @@
+"""Tasks by name: their rows from a local folder or the model hub, metric and settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
+
+from consistentee.atomic_files import quiet_datasets
+from consistentee.data.tables import SPLIT_NAMES, check_splits, load_splits, table_of
+
+
+@dataclass(frozen=True)
+class Task:
+    """One entry of ``tasks.yaml``.
+
+    Attributes:
+        name: its key.
+        text: columns of text, one or two.
+        metric: a name in `consistentee.measures.metrics`.
+        hub: data set, configuration and dev split on the hub; None for local files alone.
+        regression: the labels are numbers.
+        settings: fields of `TrainingSettings` and `ConsistentEEConfig` in place of the defaults.
+        paper: the same in arXiv 2312.11882.
+    """
+
+    name: str
+    text: Sequence[str]
+    metric: str
+    hub: Sequence[str] | None
+    regression: bool = False
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    paper: Mapping[str, Any] = field(default_factory=dict)
+
+    def fields(self, paper: bool = False) -> dict[str, Any]:
+        """What the task says of training: fields of `TrainingSettings` and `ConsistentEEConfig`."""
+        kind = {"problem_type": "regression"} if self.regression else {}
+        return {"metric": self.metric, **kind, **(self.paper if paper else self.settings)}
+
+
+@cache
+def tasks() -> dict[str, Task]:
+    """Every task by name."""
+    text = files("consistentee.data").joinpath("tasks.yaml").read_text(encoding="utf-8")
+    return {name: Task(name, **entry) for name, entry in yaml.safe_load(text).items()}
+
+
+def find_task(name: str) -> Task:
+    """The task of a name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in tasks():
+        raise ValueError(f"task: expected one of {', '.join(tasks())}, got {name!r}")
+    return tasks()[name]
+
+
+def load_task(task: Task, paths: Sequence[str | Path] = ()) -> DatasetDict:
+    """Train, dev and, where there is one, test of a task, as `load_splits` gives them.
+
+    Args:
+        task: from `find_task`.
+        paths: a folder or files, as in `load_splits`; without them the model hub.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_splits`; no paths for a task that is on no hub, or a
+            hub that cannot be reached.
+    """
+    if paths:
+        return load_splits(paths, regression=task.regression)
+    if task.hub is None:
+        raise ValueError(f"data: expected a folder, as {task.name} is on no hub, got none")
+    path, configuration, dev = task.hub
+    try:
+        with quiet_datasets():
+            loaded = {
+                split: load_dataset(path, configuration, split=name)
+                for split, name in (("train", "train"), ("dev", dev))
+            }
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"data: expected a folder, or a hub that can be reached, for {task.name}; got: {reason}"
+        ) from error
+    # GLUE keeps the labels of its test splits to itself.
+    splits = DatasetDict({name: _named(table, task) for name, table in loaded.items()})
+    check_splits(splits, {name: f"{path} {name}" for name in SPLIT_NAMES}, task.regression)
+    return splits
+
+
+def _named(table: Dataset, task: Task) -> Dataset:
+    """The columns of `load_table`, with the names of classes for their numbers."""
+    label = table.features["label"]
+    values = table["label"][:]
+    labels = label.int2str(values) if isinstance(label, ClassLabel) else list(map(str, values))
+    return table_of([table[name][:] for name in task.text], labels)

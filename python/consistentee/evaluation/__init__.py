@@ -1,0 +1,1 @@
+"""Evaluation, calibration and comparison of trained models."""

@@ -1,0 +1,183 @@
+"""The exit threshold that meets a wish: an accuracy, a layer ratio, a latency.
+
+All three read rows that the model was not trained on. Letters: N rows, L layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from scipy.special import logsumexp
+from torch import Tensor
+
+from consistentee.measures.exit_scores import at_exit, leave_at
+
+# Fixed before any row is seen, as the guarantee asks; evenly spaced logits, since scores crowd
+# towards 0 and 1.
+GRID = tuple((1.0 / (1.0 + np.exp(-np.arange(8.0, -8.01, -0.25)))).tolist())
+# Stakes of the bets of `drop_p_value`, as shares of the highest that cannot lose all.
+STAKES = np.geomspace(0.05, 0.98, 8)
+
+
+def threshold_for_accuracy(
+    scores: Tensor, correct: Tensor, max_drop: float, confidence: float
+) -> float:
+    """The lowest threshold that is proved to lose at most `max_drop` accuracy against full depth.
+
+    Learn then test (arXiv 2110.01052): with probability `confidence` over the draw of the rows, the
+    accuracy lost on the distribution they come from is at most `max_drop`. Thresholds of `GRID` are
+    tested from the slowest on, each at the whole error rate, up to the first that fails: a fixed
+    sequence, which is what corrects for searching several. Full depth, 1.0, loses nothing.
+
+    Args:
+        scores: ``[N, L-1]`` of the exit criterion.
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+        max_drop: D, in (0, 1).
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: a number outside its range, or fewer rows than any threshold could pass with.
+    """
+    _check_share("max_drop", max_drop)
+    _check_share("confidence", confidence)
+    needed = rows_needed(max_drop, confidence)
+    if len(scores) < needed:
+        raise ValueError(
+            f"data: expected at least {needed} rows to prove a drop of at most {max_drop} with "
+            f"confidence {confidence}, got {len(scores)}"
+        )
+    answers = correct.long()
+    full = answers[:, -1]
+    proved = 1.0
+    for threshold in GRID:
+        change = full - at_exit(answers, leave_at(scores, threshold))
+        lost, won = int((change > 0).sum()), int((change < 0).sum())
+        if drop_p_value(lost, won, len(full), max_drop) > 1.0 - confidence:
+            break
+        proved = threshold
+    return proved
+
+
+def drop_p_value(lost: int, won: int, rows: int, max_drop: float) -> float:
+    """A p-value, valid for any number of rows, of "exits lose `max_drop` accuracy or more".
+
+    A row's loss x is 1 where exits spoil a right answer, -1 where they mend a wrong one, else 0. If
+    its mean is D or more, ``prod_i(1 + s * (D - x_i))`` has mean 1 at most for each stake s in
+    0..1 / (1 - D), and so has the average over stakes; p is one over it, by Markov's inequality
+    (betting, arXiv 2010.09686). Unlike Hoeffding's bound it profits from x being 0 nearly always.
+
+    Args:
+        lost: rows with x = 1.
+        won: rows with x = -1.
+        rows: N.
+        max_drop: D.
+    """
+    stakes = STAKES / (1.0 - max_drop)
+    wealth = (
+        lost * np.log1p(stakes * (max_drop - 1.0))
+        + won * np.log1p(stakes * (max_drop + 1.0))
+        + (rows - lost - won) * np.log1p(stakes * max_drop)
+    )
+    return float(np.exp(min(0.0, np.log(len(stakes)) - logsumexp(wealth))))
+
+
+def rows_needed(max_drop: float, confidence: float) -> int:
+    """How many rows it takes to prove a drop of at most `max_drop` where no answer changes."""
+    rows = 1
+    while drop_p_value(0, 0, rows, max_drop) > 1.0 - confidence:
+        rows *= 2
+    low = rows // 2
+    while rows - low > 1:
+        middle = (low + rows) // 2
+        if drop_p_value(0, 0, middle, max_drop) > 1.0 - confidence:
+            low = middle
+        else:
+            rows = middle
+    return rows
+
+
+def threshold_for_ratio(scores: Tensor, ratio: float) -> float:
+    """The highest threshold that gives these rows a layer ratio, ``L / mean exit layer``, of at
+    least `ratio`.
+
+    Args:
+        scores: ``[N, L-1]`` of the exit criterion.
+        ratio: in 1..L.
+
+    Raises:
+        ValueError: no threshold reaches the ratio.
+    """
+    num_layers = scores.shape[1] + 1
+    if not 1.0 <= ratio <= num_layers:
+        raise ValueError(f"layer_ratio: expected a number in 1..{num_layers}, got {ratio}")
+    thresholds = all_thresholds(scores)
+
+    def is_fast(threshold: float) -> bool:
+        return num_layers / leave_at(scores.double(), threshold).double().mean().item() >= ratio
+
+    if not is_fast(thresholds[0]):
+        fastest = num_layers / leave_at(scores.double(), thresholds[0]).double().mean().item()
+        raise ValueError(
+            f"layer_ratio: expected at most {fastest:.2f}, the highest that any threshold reaches "
+            f"on these rows, got {ratio}"
+        )
+    return thresholds[_last(is_fast, thresholds)]
+
+
+def threshold_for_latency(
+    scores: Tensor, milliseconds: float, measure: Callable[[float], float]
+) -> float:
+    """The highest threshold whose measured latency is at most `milliseconds`.
+
+    Args:
+        scores: ``[N, L-1]`` of the exit criterion: says which thresholds differ.
+        milliseconds: above 0.
+        measure: the latency at a threshold, in milliseconds.
+
+    Raises:
+        ValueError: the fastest threshold is slower.
+    """
+    if not milliseconds > 0.0:
+        raise ValueError(f"latency_ms: expected a number above 0, got {milliseconds}")
+    thresholds = all_thresholds(scores)
+    # A measurement takes seconds: a few thresholds, evenly spread over the rows' scores.
+    few = sorted({thresholds[i] for i in np.linspace(0, len(thresholds) - 1, 65).astype(int)})
+    fastest = measure(few[0])
+    if fastest > milliseconds:
+        raise ValueError(
+            f"latency_ms: expected at least {fastest:.3g}, what the fastest threshold takes here, "
+            f"got {milliseconds}"
+        )
+    return few[_last(lambda threshold: measure(threshold) <= milliseconds, few)]
+
+
+def all_thresholds(scores: Tensor) -> list[float]:
+    """A threshold between each two neighbouring scores, ascending, and 1.0: all that differ.
+
+    In the middle of the gap, so that the rounding of another engine decides no row otherwise.
+    """
+    values = torch.unique(scores.double())
+    lowest = values.new_zeros(1)
+    edges = torch.cat((lowest, values))
+    middles = (edges[1:] + edges[:-1]) / 2
+    return [*(t for t in middles.tolist() if 0.0 < t < 1.0), 1.0]
+
+
+def _last(holds: Callable[[float], bool], ascending: list[float]) -> int:
+    """The last index at which `holds`, which does for the first and not again once it stopped."""
+    low, high = 0, len(ascending)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if holds(ascending[middle]):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _check_share(name: str, value: float) -> None:
+    if not (math.isfinite(value) and 0.0 < value < 1.0):
+        raise ValueError(f"{name}: expected a number above 0 and below 1, got {value}")

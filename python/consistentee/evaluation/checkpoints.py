@@ -1,0 +1,189 @@
+"""A checkpoint on tables: its figures, its threshold, its predictions."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import (
+    DataCollatorWithPadding,
+    PreTrainedConfig,
+)
+
+from consistentee.atomic_files import write_json
+from consistentee.data.encode import encode
+from consistentee.evaluation.calibration import (
+    threshold_for_accuracy,
+    threshold_for_latency,
+    threshold_for_ratio,
+)
+from consistentee.evaluation.evaluate import (
+    Evaluation,
+    class_names,
+    evaluate,
+    latency_of,
+    load_model,
+)
+from consistentee.measures.exit_scores import exit_scores
+from consistentee.measures.hardness import correct_layers
+from consistentee.measures.layer_outputs import exit_outputs, exit_report
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from consistentee_ext import FastEarlyExitEncoder
+
+PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
+
+
+def encode_for(
+    model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: Any
+) -> Dataset:
+    """A labelled table as a trained model reads it."""
+    names = None if model.config.regression else class_names(model.config)
+    return encode(table, tokenizer, model.max_length, names, model.config.regression)
+
+
+def local_config(checkpoint: str | os.PathLike[str]) -> Path:
+    """The configuration of a checkpoint that is to be written to.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    file = Path(checkpoint) / "config.json"
+    if not file.is_file():
+        raise ValueError(f"{checkpoint}: expected a local checkpoint folder, found no config.json")
+    return file
+
+
+def needs_regression(checkpoint: str | os.PathLike[str]) -> bool:
+    """Whether a checkpoint predicts numbers, so that labels are to be read as such."""
+    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    return config.get("problem_type") == "regression"
+
+
+def evaluate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    table: Dataset,
+    threshold: float | None = None,
+    alpha: float | None = None,
+) -> Evaluation:
+    """Accuracy, layers and seconds of a checkpoint on a labelled table."""
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
+    _check_trained(checkpoint, encoder)
+    model = load_model(checkpoint)
+    data = encode_for(model, table, encoder.tokenizer)
+    return evaluate(encoder, model, data, encoder.tokenizer)
+
+
+def calibrate_checkpoint(
+    checkpoint: str | os.PathLike[str],
+    table: Dataset,
+    *,
+    max_accuracy_drop: float | None = None,
+    confidence: float = 0.95,
+    layer_ratio: float | None = None,
+    latency_ms: float | None = None,
+    batch_size: int = 1,
+) -> dict[str, Any]:
+    """Find the threshold that meets one wish and write it into the checkpoint's config.json.
+
+    Args:
+        checkpoint: a local folder.
+        table: labelled rows that the model was not trained on.
+        max_accuracy_drop: of the guarantee that
+            `consistentee.evaluation.calibration.threshold_for_accuracy` gives.
+        confidence: of that guarantee.
+        layer_ratio: at least this on these rows, see `threshold_for_ratio`.
+        latency_ms: mean milliseconds of a call of `batch_size` rows, measured here, see
+            `threshold_for_latency`.
+        batch_size: of `latency_ms`.
+
+    Returns:
+        ``threshold``, and what it gives on these rows: ``layer_ratio``, the task's metric, and the
+        same at full depth.
+
+    Raises:
+        ValueError: not one wish but several or none, one that cannot be met, or a checkpoint that
+            cannot be calibrated.
+    """
+    config_file = local_config(checkpoint)
+    wishes = (max_accuracy_drop, layer_ratio, latency_ms)
+    if sum(wish is not None for wish in wishes) != 1:
+        raise ValueError(
+            "calibrate: expected one of max_accuracy_drop, layer_ratio and latency_ms, got "
+            f"{sum(wish is not None for wish in wishes)}"
+        )
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
+    _check_trained(checkpoint, encoder)
+    model = load_model(checkpoint)
+    config: Any = model.config
+    data = encode_for(model, table, encoder.tokenizer)
+    output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
+    scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
+    labels = torch.tensor(data["labels"])
+    if layer_ratio is not None:
+        threshold = threshold_for_ratio(scores, layer_ratio)
+    elif latency_ms is not None:
+        latency = latency_of(encoder, data, batch_size)
+        threshold = threshold_for_latency(scores, latency_ms, latency)
+    else:
+        assert max_accuracy_drop is not None  # the third wish
+        if config.regression:
+            raise ValueError("max_accuracy_drop: expected a classifier, got a regression")
+        correct = correct_layers(output.exit_logits, labels)
+        threshold = threshold_for_accuracy(scores, correct, max_accuracy_drop, confidence)
+    config.threshold = threshold
+    written = json.loads(config_file.read_text(encoding="utf-8"))
+    write_json(config_file, {**written, "threshold": threshold})
+    return {"threshold": threshold, **exit_report(output, labels, config)}
+
+
+def predict_rows(
+    checkpoint: str | os.PathLike[str],
+    rows: Dataset,
+    table: Dataset,
+    threshold: float | None = None,
+    alpha: float | None = None,
+) -> Dataset:
+    """The rows with three columns more: ``prediction``, ``exit_layer`` and ``exit_score``.
+
+    Args:
+        checkpoint: a folder or hub name.
+        rows: with columns of any names but these.
+        table: their text, see `consistentee.data.tables.load_texts`.
+        threshold: None: the checkpoint's.
+        alpha: of an adjustable checkpoint; None: its own.
+    """
+    taken = [name for name in PREDICTION_COLUMNS if name in rows.column_names]
+    if taken:
+        raise ValueError(f"input: expected no column of the name {taken[0]!r}, which is written")
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
+    texts = (
+        list(zip(table["sentence1"], table["sentence2"], strict=True))
+        if "sentence2" in table.column_names
+        else list(table["sentence1"])
+    )
+    output = encoder.predict(texts, show_progress_bar=True)
+    answers = _answers(output.logits, encoder.config)
+    columns = (answers, output.exit_layers.tolist(), output.exit_scores.tolist())
+    predictions = Dataset.from_dict(dict(zip(PREDICTION_COLUMNS, columns, strict=True)))
+    return concatenate_datasets([rows, predictions], axis=1)
+
+
+def _answers(logits: Tensor, config: Any) -> list[Any]:
+    """The label of each row's class, or its number."""
+    if len(config.id2label) == 1:
+        return logits[:, 0].tolist()
+    names = class_names(config)
+    return [names[index] for index in logits.argmax(dim=-1).tolist()]
+
+
+def _check_trained(checkpoint: str | os.PathLike[str], encoder: FastEarlyExitEncoder) -> None:
+    if encoder.config.model_type != "consistentee":
+        raise ValueError(
+            f"{checkpoint}: expected a ConsistentEE checkpoint, got one of model_type "
+            f"{encoder.config.model_type!r}, which has no exits"
+        )

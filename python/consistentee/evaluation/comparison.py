@@ -1,0 +1,236 @@
+"""Exits compared: each method trained its own way, on the same rows, backbone and epochs.
+
+- ``ConsistentEE``: `consistentee.training.train.train`, exits by its policies.
+- ``confidence``, ``entropy``, ``patience``, ``energy``: thresholds on one trunk trained on all rows
+  (`train_trunk`), no policy and no held-out rows.
+- ``truncation``: the first k layers, fine-tuned for themselves.
+- ``ConsistentEE, by confidence``: the weights of the first, exits by confidence: what the policies
+  add to the weights.
+- ``oracle``: the best that exits on the weights of the first could do.
+
+A method's accuracy at a layer ratio is read off its curve of all thresholds on the test rows; no
+label takes part in matching the ratio. That the engine lets the same rows leave at the same layers
+is tested in ``tests/measures/test_exit_scores.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, DatasetDict
+from torch import Tensor
+from transformers import AutoConfig, DataCollatorWithPadding
+
+from consistentee.atomic_files import write_json
+from consistentee.evaluation.calibration import threshold_for_ratio
+from consistentee.evaluation.evaluate import load_model
+from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
+from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
+from consistentee.measures.hardness import correct_layers
+from consistentee.measures.layer_outputs import exit_outputs
+from consistentee.model.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
+from consistentee.training.prepare import Prepared, prepare
+from consistentee.training.settings import TrainingSettings
+from consistentee.training.train import fingerprint, train, train_trunk, without_policies
+
+RATIOS = (1.5, 2.0, 2.5, 3.0)
+CRITERIA = ("confidence", "entropy", "patience", "energy")
+OPERATING_RATIO = 2.3
+COMPARISON_FILE = "comparison.json"
+
+Json = dict[str, Any]
+
+
+def compare(
+    backbone: str | os.PathLike[str],
+    splits: DatasetDict,
+    output: str | os.PathLike[str],
+    settings: TrainingSettings,
+    seeds: Sequence[int],
+    max_length: int,
+    **config: Any,
+) -> Json:
+    """Train every method once a seed and measure all of them on the test split (dev without one).
+
+    Called again it goes on where it was: what is trained is not trained again, and a seed that was
+    measured is read from its file.
+
+    Args:
+        backbone: a pretrained encoder: folder or hub name.
+        splits: tables of text and labels, see `consistentee.data.tables.load_splits`.
+        output: gets ``comparison.json``, the result; ``seed-<seed>.json``, the same of one seed;
+            and the checkpoints, ``seed-<seed>/<method>``.
+        settings: how to train; of each seed its own.
+        seeds: of split, initial heads, order of rows and dropout.
+        max_length: tokens a row is cut at.
+        config: fields of `ConsistentEEConfig`.
+
+    Returns:
+        ``rows`` measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: of each by name
+        ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio), ``area``
+        and ``full_depth``; ``operating_point``: a threshold that gives dev a layer ratio of
+        `OPERATING_RATIO`, measured on test; ``curves``: of each seed, by method, the mean exit
+        layers and the accuracies. Accuracies are in [0, 1].
+
+    Raises:
+        ValueError: a regression, no seed or one twice, and what `train` raises.
+    """
+    if config.get("problem_type") == "regression":
+        raise ValueError("task: expected classes to compare exits on, got a regression")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds: expected one or more, all different, got {list(seeds)}")
+    data = prepare(backbone, splits, max_length, config)
+    runs = [
+        _measured_seed(backbone, data, Path(output), replace(settings, seed=seed)) for seed in seeds
+    ]
+    result = {"rows": len(data.test), "seeds": list(seeds), "ratios": list(RATIOS), **_joined(runs)}
+    write_json(Path(output) / COMPARISON_FILE, result)
+    return result
+
+
+def average(comparisons: Sequence[Json]) -> dict[str, list[Json]]:
+    """Of each method the accuracy at each ratio, averaged over tasks, and its spread over seeds.
+
+    Args:
+        comparisons: of each task, with the same seeds, from `compare`.
+    """
+    return {
+        name: [
+            _spread(
+                [
+                    statistics.fmean(values)
+                    for values in zip(
+                        *(c["methods"][name]["accuracy"][at]["values"] for c in comparisons),
+                        strict=True,
+                    )
+                ]
+            )
+            for at in range(len(RATIOS))
+        ]
+        for name in comparisons[0]["methods"]
+    }
+
+
+def _joined(runs: Sequence[Json]) -> Json:
+    """What the seeds say together."""
+    curves = [{name: Curve(*points) for name, points in run["curves"].items()} for run in runs]
+    return {
+        "num_layers": runs[0]["num_layers"],
+        "methods": {
+            name: {
+                "accuracy": [_spread([c[name].at_ratio(r) for c in curves]) for r in RATIOS],
+                "area": _spread([c[name].area() for c in curves]),
+                "full_depth": _spread([c[name].accuracy[-1] for c in curves]),
+            }
+            for name in curves[0]
+        },
+        "operating_point": {
+            name: _spread([run["operating_point"][name] for run in runs])
+            for name in runs[0]["operating_point"]
+        },
+        "curves": [run["curves"] for run in runs],
+    }
+
+
+def _spread(values: list[float]) -> Json:
+    """Mean and standard deviation over seeds; one seed has none."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return {"mean": statistics.fmean(values), "sd": deviation, "values": values}
+
+
+def _measured_seed(
+    backbone: str | os.PathLike[str], data: Prepared, output: Path, settings: TrainingSettings
+) -> Json:
+    """One seed's result, from its file if that is of the same rows and settings."""
+    file = output / f"seed-{settings.seed}.json"
+    identity = {
+        "config": data.config,
+        "settings": asdict(settings),
+        "data": [fingerprint(rows) for rows in (data.train, data.dev, data.test)],
+    }
+    identity = json.loads(json.dumps(identity))  # as the file gives it back
+    if file.is_file():
+        found: Json = json.loads(file.read_text(encoding="utf-8"))
+        different = [key for key in identity if found["run"].get(key) != identity[key]]
+        if different:
+            raise ValueError(
+                f"output: expected results of this run, got {file}, which has another "
+                f"{', '.join(different)}"
+            )
+        return found
+    result = {"run": identity, **_one_seed(backbone, data, file.with_suffix(""), settings)}
+    write_json(file, result)
+    return result
+
+
+def _one_seed(
+    backbone: str | os.PathLike[str], data: Prepared, folder: Path, settings: TrainingSettings
+) -> Json:
+    rows = (data.train, data.dev)
+    train(backbone, *rows, folder / "consistentee", data.tokenizer, settings, **data.config)
+    config = without_policies(data.config)
+    train_trunk(backbone, *rows, folder / "trunk", data.tokenizer, settings, **config)
+    ours, base = load_model(folder / "consistentee"), load_model(folder / "trunk")
+    of_ours, correct = _on(ours, data.test, data)
+    of_base, base_correct = _on(base, data.test, data)
+    policy = exit_scores("policy", of_ours.exit_logits, of_ours.policy_logits)
+    curves = {"ConsistentEE": threshold_curve(policy, correct)}
+    for name in CRITERIA:
+        scores = exit_scores(name, of_base.exit_logits, of_base.policy_logits)
+        curves[name] = threshold_curve(scores, base_correct)
+    curves["truncation"] = _truncation(backbone, data, folder, settings, curves["confidence"])
+    confidence = exit_scores("confidence", of_ours.exit_logits, of_ours.policy_logits)
+    curves["ConsistentEE, by confidence"] = threshold_curve(confidence, correct)
+    curves["oracle"] = oracle_curve(correct)
+
+    on_dev, _ = _on(ours, data.dev, data)
+    dev_scores = exit_scores("policy", on_dev.exit_logits, on_dev.policy_logits)
+    exits = leave_at(policy, threshold_for_ratio(dev_scores, OPERATING_RATIO))
+    right = correct.double()
+    return {
+        "num_layers": correct.shape[1],
+        "curves": {
+            name: [list(curve.layers), list(curve.accuracy)] for name, curve in curves.items()
+        },
+        "operating_point": {
+            "layer_ratio": correct.shape[1] / exits.double().mean().item(),
+            "accuracy": at_exit(right, exits).mean().item(),
+            "full_depth_accuracy": right[:, -1].mean().item(),
+        },
+    }
+
+
+def _truncation(
+    backbone: str | os.PathLike[str],
+    data: Prepared,
+    folder: Path,
+    settings: TrainingSettings,
+    full: Curve,
+) -> Curve:
+    """The layer numbers on both sides of each ratio above 1.5; full depth is the trunk's."""
+    num_layers = AutoConfig.from_pretrained(backbone, trust_remote_code=False).num_hidden_layers
+    wanted = {edge(num_layers / r) for r in RATIOS for edge in (math.floor, math.ceil)}
+    accuracy = {num_layers: full.accuracy[-1]}
+    for layers in sorted(wanted - {0, num_layers}):
+        where = folder / f"truncation-{layers}"
+        rows = (data.train, data.dev)
+        config = without_policies(data.config)
+        train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **config)
+        _, correct = _on(load_model(where), data.test, data)
+        accuracy[layers] = correct[:, -1].double().mean().item()
+    return truncation_curve(accuracy)
+
+
+def _on(
+    model: ConsistentEEForSequenceClassification, rows: Dataset, data: Prepared
+) -> tuple[ConsistentEEOutput, Tensor]:
+    output = exit_outputs(model, rows, DataCollatorWithPadding(data.tokenizer))
+    return output, correct_layers(output.exit_logits, torch.tensor(rows["labels"]))

@@ -1,0 +1,174 @@
+"""Measures a checkpoint: accuracy, layers, and seconds beside the model at full depth."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+
+from consistentee.measures.layer_outputs import MODEL_INPUTS
+from consistentee.measures.metrics import measure, predictions
+from consistentee.model.modeling import ConsistentEEForSequenceClassification, pooling_weights
+from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What N rows gave.
+
+    Attributes:
+        metrics: what ``consistentee evaluate --json`` writes: ``accuracy`` (not in regression) and
+            the task's metric, at the exits and, as ``full_depth_...``, at full depth; seconds are
+            medians of whole passes over the rows, tokenisation aside.
+        predicted: ``[N]`` class, or number, of each row at its exit.
+        exit_layers: ``[N]``, 1-based.
+        exit_scores: ``[N]``.
+    """
+
+    metrics: dict[str, Any]
+    predicted: list[Any]
+    exit_layers: list[int]
+    exit_scores: list[float]
+
+
+def load_model(checkpoint: str | os.PathLike[str]) -> ConsistentEEForSequenceClassification:
+    """The Hugging Face model of a checkpoint folder, for what needs every layer of every row."""
+    return ConsistentEEForSequenceClassification.from_pretrained(
+        checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    ).eval()
+
+
+def class_names(config: Any) -> list[str]:
+    """The label of each class, in order."""
+    return [config.id2label[index] for index in sorted(config.id2label, key=int)]
+
+
+def full_depth_logits(model: ConsistentEEForSequenceClassification, batch: Batch) -> Tensor:
+    """What a user of the Hugging Face model would run: every layer, then the last head alone."""
+    hidden = model.backbone(**batch).last_hidden_state
+    weights = pooling_weights(batch["attention_mask"], model.config.pooling).to(hidden.dtype)
+    pooled = torch.bmm(weights[:, None], hidden)[:, 0]
+    no_label = torch.full((len(pooled),), -1, device=pooled.device)
+    return model.heads[-1](pooled, no_label).logits
+
+
+def padded_batches(
+    data: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
+) -> list[Batch]:
+    """The rows in their order, each batch padded to its longest row."""
+    loader = DataLoader(data, batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
+    return [{name: batch[name] for name in MODEL_INPUTS if name in batch} for batch in loader]
+
+
+def time_passes(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of `repeats` runs of each pass, taken in turn so that a machine's drift hits all."""
+    for run in passes.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    for _ in range(repeats):
+        for name, run in passes.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+@torch.inference_mode()
+def evaluate(
+    encoder: FastEarlyExitEncoder,
+    model: ConsistentEEForSequenceClassification,
+    data: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_size: int = 32,
+    repeats: int = 3,
+) -> Evaluation:
+    """Run N rows with exits and at full depth, on the same batches.
+
+    Args:
+        encoder: the checkpoint, with exits.
+        model: the same checkpoint as Hugging Face runs it, float32.
+        data: from `consistentee.data.encode.encode`: token ids and ``labels``.
+        tokenizer: pads the batches.
+        batch_size: B, rows a batch, in the order of `data`.
+        repeats: timed passes of each.
+    """
+    batches = padded_batches(data, tokenizer, batch_size)
+    labels = list(data["labels"])
+    outputs: list[EarlyExitOutput] = [encoder(**batch) for batch in batches]
+    full = torch.cat([full_depth_logits(model, batch) for batch in batches])
+    seconds = time_passes(
+        {
+            "exits": lambda: [encoder(**batch) for batch in batches],
+            "full": lambda: [full_depth_logits(model, batch) for batch in batches],
+        },
+        repeats,
+    )
+    regression = model.config.regression
+    exit_layers = _join(outputs, "exit_layers")
+    predicted = predictions(_join(outputs, "logits"), regression)
+    at_full_depth = predictions(full, regression)
+    mean_exit_layer = exit_layers.float().mean().item()
+    histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
+    names = [model.config.metric] if regression else sorted({"accuracy", model.config.metric})
+    metrics: dict[str, Any] = {}
+    for name in names:
+        metrics[name] = measure(name, labels, predicted.tolist())
+        metrics[f"full_depth_{name}"] = measure(name, labels, at_full_depth.tolist())
+    metrics |= {
+        "metric": model.config.metric,
+        "mean_exit_layer": mean_exit_layer,
+        "num_layers": encoder.num_layers,
+        "layer_ratio": encoder.num_layers / mean_exit_layer,
+        "exit_histogram": histogram.tolist(),
+        "threshold": encoder.threshold,
+        "rows": len(labels),
+        "batch_size": batch_size,
+        "seconds": statistics.median(seconds["exits"]),
+        "full_depth_seconds": statistics.median(seconds["full"]),
+        "backend": encoder.backend,
+        "dtype": str(encoder.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+    }
+    scores = _join(outputs, "exit_scores")
+    return Evaluation(metrics, predicted.tolist(), exit_layers.tolist(), scores.tolist())
+
+
+LATENCY_ROWS = 256
+
+
+def latency_of(
+    encoder: FastEarlyExitEncoder, data: Dataset, batch_size: int, repeats: int = 3
+) -> Callable[[float], float]:
+    """A function from a threshold to the mean milliseconds of a call of `batch_size` rows.
+
+    The median of whole passes over the first rows of `data`, at most `LATENCY_ROWS` or one batch.
+
+    Raises:
+        ValueError: `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    rows = data.select(range(min(len(data), max(LATENCY_ROWS, batch_size))))
+    batches = padded_batches(rows, encoder.tokenizer, batch_size)
+
+    def milliseconds(threshold: float) -> float:
+        encoder.threshold = threshold
+        passes = time_passes({"calls": lambda: [encoder(**batch) for batch in batches]}, repeats)
+        return 1000.0 * statistics.median(passes["calls"]) / len(batches)
+
+    return milliseconds
+
+
+def _join(outputs: Sequence[EarlyExitOutput], name: str) -> Tensor:
+    return torch.cat([getattr(output, name) for output in outputs]).cpu()

@@ -1,0 +1,1 @@
+"""Pure functions of outputs and labels: metrics, hardness, exit scores, curves."""

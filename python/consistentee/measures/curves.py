@@ -1,0 +1,101 @@
+"""Accuracy against depth: the curve that a threshold draws, and what is read off it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.metrics import auc
+from torch import Tensor
+
+from consistentee.measures.exit_scores import at_exit, leave_at
+
+MAX_THRESHOLDS = 512
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against the mean exit layer, from the first layer to full depth.
+
+    Between two points lie the mixtures of both: a share of the rows, drawn at random, takes the
+    one, the rest the other.
+
+    Attributes:
+        layers: mean exit layer of each point, ascending.
+        accuracy: of each point, in [0, 1].
+        thresholds: of each point, where a threshold gave it.
+    """
+
+    layers: tuple[float, ...]
+    accuracy: tuple[float, ...]
+    thresholds: tuple[float, ...] = ()
+
+    def at(self, layers: float) -> float:
+        """The accuracy at a mean exit layer; beyond an end, the end's."""
+        return float(np.interp(layers, self.layers, self.accuracy))
+
+    def at_ratio(self, ratio: float) -> float:
+        """The accuracy at a layer ratio, ``L / mean exit layer``."""
+        return self.at(self.layers[-1] / ratio)
+
+    def area(self) -> float:
+        """The mean accuracy over mean exit layers from 1 to L: the area under the curve / (L - 1).
+
+        Left of its first point a curve counts with that point's accuracy.
+        """
+        layers = (1.0, *self.layers)
+        return float(auc(layers, (self.accuracy[0], *self.accuracy)) / (layers[-1] - 1.0))
+
+
+def threshold_curve(scores: Tensor, correct: Tensor) -> Curve:
+    """The curve of all thresholds, or of `MAX_THRESHOLDS` quantiles where there are more.
+
+    Args:
+        scores: ``[N, L-1]`` of a criterion.
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+    """
+    # A row leaves above a threshold: just below the lowest score all leave, at the highest none.
+    values = torch.unique(scores.double())
+    if len(values) > MAX_THRESHOLDS:
+        share = torch.linspace(0, 1, MAX_THRESHOLDS, dtype=torch.float64)
+        values = torch.unique(torch.from_numpy(np.quantile(values.numpy(), share.numpy())))
+    lowest = torch.full((1,), -1.0, dtype=torch.float64)
+    points = {}
+    for threshold in torch.cat((lowest, values)).tolist():
+        exits = leave_at(scores.double(), threshold)
+        layer = exits.double().mean().item()
+        # Of two thresholds that give one depth the higher one is kept.
+        points[layer] = (at_exit(correct.double(), exits).mean().item(), threshold)
+    layers = sorted(points)
+    return Curve(
+        tuple(layers),
+        tuple(points[layer][0] for layer in layers),
+        tuple(points[layer][1] for layer in layers),
+    )
+
+
+def truncation_curve(layer_accuracy: dict[int, float]) -> Curve:
+    """Every row stops at the same layer; between two layers the rows are split at random."""
+    layers = sorted(layer_accuracy)
+    return Curve(tuple(map(float, layers)), tuple(layer_accuracy[layer] for layer in layers))
+
+
+def oracle_curve(correct: Tensor) -> Curve:
+    """The best that exits can do: an oracle spends each layer where it wins most rows.
+
+    The cheapest right answer of a row costs its first right layer less one. Rows are upgraded from
+    layer 1, those that need the fewest layers first; rows that no layer answers stay at layer 1,
+    and past the last win depth buys nothing.
+
+    Args:
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+    """
+    rows, num_layers = correct.shape
+    solvable = correct.bool().any(dim=1)
+    first = correct.int().argmax(dim=1)[solvable]
+    won = torch.bincount(first, minlength=num_layers).double()
+    accuracy = (won.cumsum(0) / rows).tolist()
+    depth = (1.0 + (won * torch.arange(num_layers)).cumsum(0) / rows).tolist()
+    points = dict(zip(depth, accuracy, strict=True)) | {float(num_layers): accuracy[-1]}
+    return Curve(tuple(points), tuple(points.values()))

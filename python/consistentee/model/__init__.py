@@ -1,0 +1,1 @@
+"""The trained model: an encoder with an exit head on each layer."""

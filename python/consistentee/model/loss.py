@@ -1,0 +1,37 @@
+"""The losses of a model's answers: of each exit, and of all of them by depth.
+
+Letters: B rows, L layers, C classes; l in 1..L is an exit layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def exit_loss(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
+    """The loss of each layer's answer, ``[B, L]``.
+
+    Of a class ``CE_l = -log softmax(z_l)[y]``; of a number its squared error in units of the
+    labels' variance, ``((z_l - y) / std)^2``.
+
+    Args:
+        exit_logits: z, ``[B, L, C]``; C is 1 in regression.
+        labels: y, ``[B]``, int64 classes or floating numbers.
+        label_std: std, of the training labels; regression only.
+    """
+    if labels.is_floating_point():
+        return ((exit_logits[..., 0] - labels[:, None]) / label_std).square()
+    log_probability = exit_logits.log_softmax(dim=-1)
+    index = labels[:, None, None].expand(-1, exit_logits.shape[1], 1)
+    return -log_probability.gather(-1, index).squeeze(-1)
+
+
+def depth_weighted_loss(loss: Tensor) -> Tensor:
+    """The mean over rows of ``sum_l(l * loss_l) / sum_l(l)`` (phase 1 of arXiv 2312.11882).
+
+    Args:
+        loss: ``[B, L]`` from `exit_loss`.
+    """
+    depth = torch.arange(1, loss.shape[1] + 1, device=loss.device, dtype=loss.dtype)
+    return (loss @ (depth / depth.sum())).mean()

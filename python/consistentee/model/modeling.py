@@ -1,0 +1,354 @@
+"""The trained model: a pretrained encoder with an exit head on every layer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import ModelOutput
+
+from consistentee.measures.metrics import check_metric
+from consistentee.model.loss import depth_weighted_loss, exit_loss
+from consistentee_ext.heads import (
+    POLICY_INPUTS,
+    POOLINGS,
+    ExitRule,
+    build_exit_heads,
+    check_alpha,
+    speed_of,
+)
+
+
+class ConsistentEEConfig(PreTrainedConfig):
+    """Configuration of a ConsistentEE classifier.
+
+    Args:
+        backbone: configuration of the encoder, or a dict with its ``model_type``; BERT-base by
+            default.
+        pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, or its first token
+            (``"cls"``, the paper's).
+        policy_input: what a policy reads: ``"prediction"`` statistics (the default; they say
+            nothing of a number), the ``"state"`` (the paper's, and regression's default), or
+            ``"both"`` (`consistentee.training.train.train`'s default where rows are many enough).
+        policy_size: width of a policy's hidden layer.
+        criterion: the exit rule's score, see `consistentee_ext.heads.ExitRule`.
+        threshold: the score above which a row exits, in (0, 1].
+        alpha: the accuracy that a layer less is worth for the easiest row; 0 puts no price on
+            depth. A list has one price for each layer.
+        alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
+            asked for; `alpha` is then the default. None for a model of one alpha.
+        metric: what the task is measured by, see `consistentee.measures.metrics`.
+        label_std: standard deviation of the training labels; regression only.
+        kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
+            ``problem_type="regression"`` predicts a number in place of a class.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    model_type = "consistentee"
+    sub_configs: ClassVar = {"backbone": AutoConfig}
+
+    def __init__(
+        self,
+        backbone: PreTrainedConfig | dict[str, Any] | None = None,
+        pooling: str = "mean",
+        policy_input: str | None = None,
+        policy_size: int = 32,
+        criterion: str = "policy",
+        threshold: float = 0.5,
+        alpha: float | list[float] = 0.06,
+        alpha_range: Sequence[float] | None = None,
+        metric: str = "accuracy",
+        label_std: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if backbone is None:
+            backbone = {"model_type": "bert"}
+        if isinstance(backbone, dict):
+            if "model_type" not in backbone:
+                raise ValueError("backbone: expected a dict with a 'model_type', got none")
+            backbone = AutoConfig.for_model(**backbone)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+        if policy_input is None:
+            is_regression = kwargs.get("problem_type") == "regression"
+            policy_input = "state" if is_regression else "prediction"
+        if policy_input not in POLICY_INPUTS:
+            raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
+        if policy_size < 1:
+            raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
+        _check_prices(alpha, alpha_range, backbone.num_hidden_layers)
+        ExitRule(criterion, threshold)  # raises
+        self.backbone = backbone
+        self.pooling = pooling
+        self.policy_input = policy_input
+        self.policy_size = policy_size
+        self.criterion = criterion
+        self.threshold = threshold
+        self.alpha = alpha
+        self.alpha_range = None if alpha_range is None else list(alpha_range)
+        self.metric = metric
+        self.label_std = label_std
+        super().__init__(**kwargs)
+        if self.regression:
+            if self.num_labels != 1:
+                raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
+            if policy_input == "prediction":
+                raise ValueError(
+                    "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
+                    "which says nothing of a number"
+                )
+        elif self.num_labels is None or self.num_labels < 2:
+            raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
+        check_metric(metric, self.num_labels, self.regression)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number in place of a class."""
+        return self.problem_type == "regression"
+
+
+def _check_prices(alpha: Any, alpha_range: Any, num_layers: int) -> None:
+    prices = alpha if isinstance(alpha, list) else [alpha]
+    if not all(price >= 0.0 for price in prices):
+        raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+    if isinstance(alpha, list) and len(alpha) != num_layers:
+        raise ValueError(
+            f"alpha: expected one number, or {num_layers}, one for each layer, got {len(alpha)}"
+        )
+    if alpha_range is None:
+        return
+    if len(alpha_range) != 2 or not 0.0 < alpha_range[0] < alpha_range[1]:
+        raise ValueError(
+            f"alpha_range: expected two numbers above 0, the lower first, got {alpha_range}"
+        )
+    check_alpha(alpha, alpha_range)
+
+
+@dataclass
+class ConsistentEEOutput(ModelOutput):
+    """What every layer says of B rows.
+
+    Args:
+        loss: ``[]``, depth-weighted cross-entropy; None without labels.
+        logits: ``[B, C]``, the last layer's.
+        states: ``[B, L, H]``, what classifiers and policies read.
+        exit_logits: ``[B, L, C]``.
+        policy_logits: ``[B, L-1]``; the last layer, at which every row exits, has no policy.
+    """
+
+    loss: Tensor | None = None
+    # Always set; the base class wants a default.
+    logits: Tensor = None  # type: ignore[assignment]
+    states: Tensor = None  # type: ignore[assignment]
+    exit_logits: Tensor = None  # type: ignore[assignment]
+    policy_logits: Tensor = None  # type: ignore[assignment]
+
+
+class ConsistentEEForSequenceClassification(PreTrainedModel):
+    """An encoder with an exit head on each layer: pooler, classifier, policy (arXiv 2312.11882).
+
+    The trunk does not depend on the exits, so one pass gives every layer's logits and policy: what
+    training needs. To exit early for real, hand the model to
+    `consistentee_ext.FastEarlyExitEncoder`.
+    """
+
+    config_class = ConsistentEEConfig
+    config: ConsistentEEConfig
+    base_model_prefix = "backbone"
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    def __init__(self, config: ConsistentEEConfig) -> None:
+        super().__init__(config)
+        assert config.num_labels is not None  # by the configuration
+        self.num_labels = config.num_labels
+        self.backbone = AutoModel.from_config(config.backbone)
+        self.backbone.pooler = None  # each head has its own
+        self.heads = build_exit_heads(
+            config.backbone.hidden_size,
+            config.backbone.num_hidden_layers,
+            self.num_labels,
+            config.policy_input,
+            config.policy_size,
+            dropout=getattr(config.backbone, "hidden_dropout_prob", 0.0),
+            adjustable=config.alpha_range is not None,
+        )
+        self.post_init()
+
+    @property
+    def max_length(self) -> int:
+        """The longest row the encoder has positions for, in tokens."""
+        positions = self.config.backbone.max_position_embeddings
+        embeddings = getattr(self.backbone.embeddings, "position_embeddings", None)
+        # RoBERTa and its kin count positions from the padding id on.
+        padding = getattr(embeddings, "padding_idx", None)
+        return positions if padding is None else positions - padding - 1
+
+    @classmethod
+    def from_backbone(
+        cls, name_or_path: str | os.PathLike[str], num_layers: int | None = None, **config: Any
+    ) -> ConsistentEEForSequenceClassification:
+        """A classifier to be trained, on a pretrained encoder.
+
+        Every head's pooler starts as the encoder's own, where it has one; classifiers and policies
+        start at random.
+
+        Args:
+            name_or_path: a Hugging Face folder or hub name with safetensors weights.
+            num_layers: keeps the first layers alone; default all.
+            config: fields of `ConsistentEEConfig`.
+
+        Raises:
+            ValueError: there is no such encoder, or a field is outside its range.
+        """
+        with finding_backbone(name_or_path, "a pretrained encoder with safetensors weights"):
+            encoder = AutoModel.from_pretrained(
+                name_or_path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            )
+        encoder.config.name_or_path = ""  # a local path is no part of a model
+        if num_layers is not None:
+            most = encoder.config.num_hidden_layers
+            if not 1 <= num_layers <= most:
+                raise ValueError(f"num_layers: expected 1 to {most}, got {num_layers}")
+            encoder.config.num_hidden_layers = num_layers
+        model = cls(ConsistentEEConfig(backbone=encoder.config, **config))
+        pooler = getattr(encoder, "pooler", None)
+        if pooler is not None:
+            # BERT's pooler keeps its Linear in `dense`, ALBERT's is one.
+            dense = getattr(pooler, "dense", pooler).state_dict()
+            for head in model.heads:
+                head.get_submodule("pooler").load_state_dict(dense)
+            encoder.pooler = None
+        weights = encoder.state_dict()
+        model.backbone.load_state_dict(
+            {name: weights[name] for name in model.backbone.state_dict()}
+        )
+        return model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        pooled_states: Tensor | None = None,
+        alpha: Tensor | float | None = None,
+    ) -> ConsistentEEOutput:
+        """Logits and policy logits of every layer.
+
+        Args:
+            input_ids: ``[B, S]`` int64.
+            attention_mask: ``[B, S]``, 1 for a token, 0 for padding; all ones by default.
+            token_type_ids: ``[B, S]`` int64, the segment of each token.
+            labels: ``[B]``, int64 classes or floating numbers; with them the output has a loss.
+            pooled_states: ``[B, L, H]`` from `pooled_states`, in place of the three inputs.
+            alpha: of an adjustable model, the price of a layer, a number or ``[B]``; default the
+                configuration's.
+        """
+        if pooled_states is None:
+            if input_ids is None:
+                raise ValueError("input_ids: expected these or pooled_states, got neither")
+            pooled_states = self.pooled_states(input_ids, attention_mask, token_type_ids)
+        rows = pooled_states.shape[0]
+        speed = self.speed(rows, alpha)
+        states: list[Tensor] = []
+        exit_logits: list[Tensor] = []
+        policy_logits: list[Tensor] = []
+        previous_label = torch.full((rows,), -1, device=pooled_states.device)
+        for head, pooled in zip(self.heads, pooled_states.unbind(dim=1), strict=True):
+            output = head(pooled, previous_label, speed)
+            previous_label = output.logits.argmax(dim=-1)
+            states.append(output.state)
+            exit_logits.append(output.logits)
+            if output.policy_logits is not None:
+                policy_logits.append(output.policy_logits)
+        # Losses and exit decisions are float32 in whatever dtype the layers run.
+        stacked = torch.stack(exit_logits, dim=1).float()
+        loss = None
+        if labels is not None:
+            loss = depth_weighted_loss(exit_loss(stacked, labels, self.config.label_std))
+        return ConsistentEEOutput(
+            loss=loss,
+            logits=stacked[:, -1],
+            states=torch.stack(states, dim=1),
+            exit_logits=stacked,
+            policy_logits=stack_policies(policy_logits, stacked),
+        )
+
+    def speed(self, rows: int, alpha: Tensor | float | None = None) -> Tensor | None:
+        """What adjustable policies read of alpha, ``[B]``; None where policies are not."""
+        if self.config.alpha_range is None:
+            return None
+        asked: Any = self.config.alpha if alpha is None else alpha
+        return speed_of(asked, self.config.alpha_range).to(self.device).expand(rows)
+
+    def pooled_states(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """One vector a row and layer, ``[B, L, H]``: all that the heads read of the trunk."""
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            inputs["token_type_ids"] = token_type_ids
+        hidden_states = self.backbone(**inputs, output_hidden_states=True).hidden_states[1:]
+        weights = pooling_weights(attention_mask, self.config.pooling).to(hidden_states[0].dtype)
+        pooled = [torch.bmm(weights[:, None], hidden)[:, 0] for hidden in hidden_states]
+        return torch.stack(pooled, dim=1)
+
+
+@contextmanager
+def finding_backbone(name_or_path: str | os.PathLike[str], expected: str) -> Iterator[None]:
+    """Say in one line that the encoder the block loads is not what was expected.
+
+    Raises:
+        ValueError: the block could not load it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"backbone: expected {expected}, got {name_or_path} ({reason})") from error
+
+
+def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:
+    """What each token weighs in its row's pooled state; a row sums to 1.
+
+    From a 0/1 mask ``[B, S]`` to ``[B, S]`` float32.
+    """
+    if pooling == "cls":
+        first = attention_mask.argmax(dim=1)
+        return nn.functional.one_hot(first, attention_mask.shape[1]).float()
+    return attention_mask / attention_mask.sum(dim=1, keepdim=True)
+
+
+def stack_policies(policy_logits: list[Tensor], like: Tensor) -> Tensor:
+    """The policies' logits side by side, ``[B, L-1]`` float32; one layer alone has no policy."""
+    if not policy_logits:
+        return like.new_zeros(len(like), 0)
+    return torch.stack(policy_logits, dim=1).float()
+
+
+# In place of the engine's, which knows no field.
+AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig, exist_ok=True)
+AutoModelForSequenceClassification.register(
+    ConsistentEEConfig, ConsistentEEForSequenceClassification
+)

@@ -1,0 +1,1 @@
+"""Training: its phases, what they optimise, how a run is kept."""

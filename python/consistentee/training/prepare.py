@@ -1,0 +1,104 @@
+"""From tables to a checkpoint: token ids, labels and settings of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import AutoConfig, AutoTokenizer
+
+from consistentee.data.encode import encode
+from consistentee.data.tables import label_names
+from consistentee.model.modeling import finding_backbone
+from consistentee.training.settings import TrainingSettings
+from consistentee.training.train import train
+
+MAX_LENGTH = 128
+
+
+def train_on_splits(
+    backbone: str | os.PathLike[str],
+    splits: DatasetDict,
+    output: str | os.PathLike[str],
+    settings: TrainingSettings,
+    max_length: int = MAX_LENGTH,
+    **config: Any,
+) -> dict[str, Any]:
+    """Train on the ``train`` and ``dev`` tables of `load_splits`; returns the training log.
+
+    Args:
+        backbone: a pretrained encoder: folder or hub name.
+        splits: tables of text and labels.
+        output: the checkpoint folder to make.
+        settings: how to train.
+        max_length: tokens a row is cut at; the backbone's own limit where that is lower.
+        config: fields of `ConsistentEEConfig`.
+    """
+    data = prepare(backbone, splits, max_length, config)
+    return train(backbone, data.train, data.dev, output, data.tokenizer, settings, **data.config)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Tables as a backbone reads them, and the fields of the configuration that follow from them.
+
+    ``test`` is the dev rows where there is no test split.
+    """
+
+    tokenizer: Any
+    train: Dataset
+    dev: Dataset
+    test: Dataset
+    config: dict[str, Any]
+
+
+def prepare(
+    backbone: str | os.PathLike[str],
+    splits: DatasetDict,
+    max_length: int,
+    config: Mapping[str, Any],
+) -> Prepared:
+    """Token ids and labels of each split; the arguments are those of `train_on_splits`.
+
+    Raises:
+        ValueError: no backbone with a tokenizer is there, or the labels cannot be learned.
+    """
+    with finding_backbone(backbone, "a folder or hub name of an encoder with its tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
+        positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+    max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
+    regression = config.get("problem_type") == "regression"
+    names = None if regression else label_names(splits["train"])
+    data = {
+        name: encode(table, tokenizer, max_length, names, regression)
+        for name, table in splits.items()
+    }
+    labels: dict[str, Any] = {"num_labels": 1}
+    if names is not None:
+        _check_classes(splits["train"])
+        numbers = {name: index for index, name in enumerate(names)}
+        labels = {"id2label": dict(enumerate(names)), "label2id": numbers}
+    test = data.get("test", data["dev"])
+    return Prepared(tokenizer, data["train"], data["dev"], test, {**config, **labels})
+
+
+def training_fields(*given: Mapping[str, Any]) -> tuple[TrainingSettings, dict[str, Any]]:
+    """Settings and the fields of `ConsistentEEConfig`, from mappings that hold both; a later
+    mapping goes before an earlier one, and None says nothing.
+    """
+    chosen = {n: value for values in given for n, value in values.items() if value is not None}
+    names = {field.name for field in dataclasses.fields(TrainingSettings)}
+    settings = TrainingSettings(**{n: value for n, value in chosen.items() if n in names})
+    return settings, {n: value for n, value in chosen.items() if n not in names}
+
+
+def _check_classes(table: Dataset) -> None:
+    """Of two rows one can be held out; a class with one cannot be learned and measured."""
+    label, rows = min(Counter(table["label"]).items(), key=lambda item: item[1])
+    if rows < 2:
+        raise ValueError(f"train: expected two rows or more of each label, got one of {label!r}")

@@ -1,0 +1,102 @@
+"""How to train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+
+from consistentee.training.estimators import Estimator, build_estimator
+from consistentee.training.objective import REWARDS
+from consistentee.training.trainer import has_native_bf16
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """The knobs of training; a learning rate is the peak of a linear schedule.
+
+    Args:
+        epochs: of phase 1.
+        policy_epochs: of phase 2, over the held-out rows.
+        joint_epochs: of phase 3, over all rows; 0 leaves it out.
+        batch_size: rows of a step in phase 1.
+        policy_batch_size: rows of a step in phase 2.
+        joint_batch_size: rows of a step in phase 3.
+        learning_rate: of the backbone in phase 1.
+        joint_learning_rate: of the backbone in phase 3.
+        head_factor: in both, the heads' learning rate over the backbone's.
+        policy_learning_rate: of phase 2.
+        held_out: share of the rows of each class that a second trunk misses, for policies to learn
+            from; 0: they learn from rows that the one trunk has seen, as in the paper.
+        folds: 2 or more: in place of that second trunk one for each fold (cross-fitting); 0: none.
+        spread: share of a row's loss in phase 3 that all layers have alike, in [0, 1]; the rest
+            goes by where the row leaves.
+        iterations: how often phases 2 and 3 alternate.
+        reward: ``hardness``, ``plain`` or ``oracle``, see
+            `consistentee.training.objective.exit_reward`.
+        estimator: ``exact`` or ``reinforce``, see `consistentee.training.estimators`.
+        samples: K, exits that ``reinforce`` draws for each row.
+        epsilon: share of these that are uniform over layers.
+        entropy_bonus: what a nat of the exit distribution's entropy is worth to policies, see
+            `consistentee.training.losses.Losses.policies`.
+        seed: of the split, the initial heads, the order of rows and the dropout.
+        bf16: compute the model in bfloat16 where autocast does; by default where the device is made
+            for it.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    epochs: int = 4
+    policy_epochs: int = 30
+    joint_epochs: int = 0
+    batch_size: int = 32
+    policy_batch_size: int = 16
+    joint_batch_size: int = 32
+    learning_rate: float = 5e-5
+    joint_learning_rate: float = 1e-5
+    head_factor: float = 10.0
+    policy_learning_rate: float = 2e-3
+    held_out: float = 0.2
+    folds: int = 0
+    spread: float = 0.5
+    iterations: int = 1
+    reward: str = "hardness"
+    estimator: str = "exact"
+    samples: int = 8
+    epsilon: float = 0.0
+    entropy_bonus: float = 0.02
+    seed: int = 42
+    bf16: bool = field(default_factory=has_native_bf16)
+
+    def __post_init__(self) -> None:
+        for name in (f.name for f in fields(self) if f.name not in _CHECKED_APART):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
+        if self.joint_epochs < 0:
+            raise ValueError(f"joint_epochs: expected at least 0, got {self.joint_epochs}")
+        if self.joint_epochs == 0 and self.iterations > 1:
+            raise ValueError(
+                f"iterations: expected 1 without phase 3 (joint_epochs=0), got {self.iterations}"
+            )
+        if not 0.0 <= self.held_out < 1.0:
+            raise ValueError(f"held_out: expected a share in [0, 1), got {self.held_out}")
+        if not 0.0 <= self.spread <= 1.0:
+            raise ValueError(f"spread: expected a share in [0, 1], got {self.spread}")
+        if not self.entropy_bonus >= 0.0:
+            raise ValueError(f"entropy_bonus: expected at least 0, got {self.entropy_bonus}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
+        if self.folds < 0 or self.folds == 1:
+            raise ValueError(f"folds: expected 0 or at least 2, got {self.folds}")
+        if self.reward not in REWARDS:
+            raise ValueError(f"reward: expected one of {REWARDS}, got {self.reward!r}")
+        self.build_estimator()  # raises
+
+    def build_estimator(self) -> Estimator:
+        """The estimator these settings name."""
+        return build_estimator(self.estimator, self.samples, self.epsilon)
+
+
+_CHECKED_APART = (
+    *("joint_epochs", "held_out", "folds", "spread", "seed", "bf16"),
+    *("reward", "estimator", "samples", "epsilon", "entropy_bonus"),
+)

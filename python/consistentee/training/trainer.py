@@ -1,0 +1,228 @@
+"""One training phase: a Trainer whose loss sees the batch and whose heads have their own learning
+rate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Sampler
+from transformers import (
+    ProgressCallback,
+    Trainer,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer_pt_utils import LengthGroupedSampler
+
+from consistentee.measures.layer_outputs import MODEL_INPUTS
+from consistentee.training.distributed import processes
+from consistentee.training.losses import Loss
+
+EXIT_INPUTS = ("states", "exit_logits", "alpha")  # what policies may be trained on
+
+
+class EpochSampler(Sampler[int]):
+    """The rows in an order that follows from seed and epoch; rows of like length share a batch.
+
+    Args:
+        data: with a column ``length``, or rows in any order.
+        batch_size: rows of a step, over all processes.
+        seed: of the order.
+    """
+
+    def __init__(self, data: Any, batch_size: int, seed: int) -> None:
+        has_length = "length" in getattr(data, "column_names", ())
+        self.lengths: list[int] = list(data["length"]) if has_length else [1] * len(data)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        grouped = LengthGroupedSampler(self.batch_size, lengths=self.lengths, generator=generator)
+        return iter(grouped)
+
+
+class PhaseProgress(ProgressCallback):
+    """One bar a phase, with its name and its last loss, in place of a line an epoch."""
+
+    training_bar: Any  # None on all processes but one
+
+    def __init__(self, phase: str) -> None:
+        super().__init__()
+        self.phase = phase
+
+    def on_train_begin(self, *args: Any, **options: Any) -> None:
+        super().on_train_begin(*args, **options)
+        if self.training_bar is not None:
+            self.training_bar.set_description(self.phase)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        if self.training_bar is not None and logs and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+
+    def close(self) -> None:
+        """End the line, so that what is printed next begins one."""
+        if self.training_bar is not None:
+            self.training_bar.close()
+
+
+class PhaseTrainer(Trainer):
+    """A Trainer whose loss sees the whole batch and whose heads have their own learning rate.
+
+    Linear decay after a short warm-up; one checkpoint an epoch, the last one kept. (A checkpoint
+    inside an epoch could not be continued exactly: the order of the rows is not part of it.)
+
+    Processes share the rows of a step; their order follows from seed and epoch alone.
+
+    Args:
+        phase: its name, for messages.
+        loss: the phase's loss.
+        output_dir: the folder of the checkpoints.
+        epochs: passes over the rows.
+        batch_size: rows of a step, over all processes.
+        seed: of the order of rows and the dropout.
+        head_learning_rate: peak learning rate of ``heads.*``.
+        learning_rate: peak learning rate of ``backbone.*``.
+        bf16: compute the model in bfloat16 where autocast does; weights and loss stay float32.
+        policies_alone: the model is a `PolicyNetwork`, which reads states of a trunk that has run
+            already: no dropout, as its inputs had none; no checkpoints, as the phase is too short
+            to be worth going on with; and one thread, as steps so small gain nothing from several
+            and wait for each of them where these are busy.
+        alpha_range: of an adjustable model: each row of each batch gets an alpha drawn from it, its
+            logarithm uniformly, which policies and loss go by.
+        options: of the Trainer: the model, the data, the collator.
+    """
+
+    def __init__(
+        self,
+        *,
+        phase: str,
+        loss: Loss,
+        output_dir: Path,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        head_learning_rate: float,
+        learning_rate: float = 0.0,
+        bf16: bool = False,
+        policies_alone: bool = False,
+        alpha_range: Sequence[float] | None = None,
+        **options: Any,
+    ) -> None:
+        shares = processes().num_processes
+        if batch_size % shares:
+            raise ValueError(
+                f"batch_size: expected a multiple of {shares}, the processes, got {batch_size}"
+            )
+        arguments = TrainingArguments(
+            output_dir=str(output_dir),
+            num_train_epochs=epochs,
+            per_device_train_batch_size=batch_size // shares,
+            learning_rate=learning_rate,
+            weight_decay=0.01,
+            warmup_steps=0.06,
+            seed=seed,
+            logging_strategy="epoch",
+            save_strategy="no" if policies_alone else "epoch",
+            save_total_limit=1,
+            remove_unused_columns=False,
+            use_cpu=not torch.accelerator.is_available(),
+            dataloader_pin_memory=torch.cuda.is_available(),
+            report_to="none",
+        )
+        super().__init__(args=arguments, **options)
+        self.progress = PhaseProgress(phase)
+        if self.pop_callback(ProgressCallback):
+            self.add_callback(self.progress)
+        self.phase = phase
+        self.loss = loss
+        self.batch_size = batch_size
+        self.head_learning_rate = head_learning_rate
+        self.bf16 = bf16
+        self.policies_alone = policies_alone
+        self.alpha_range = alpha_range
+
+    def train(self, *args: Any, **options: Any) -> Any:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1 if self.policies_alone else threads)
+        try:
+            return super().train(*args, **options)
+        finally:
+            torch.set_num_threads(threads)
+            self.progress.close()
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
+        return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        module = self.model if model is None else model
+        assert module is not None
+        if self.optimizer is None:
+            decayed = set(self.get_decay_parameter_names(module))
+            rates = {"backbone.": self.args.learning_rate, "heads.": self.head_learning_rate}
+            trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+            groups = [
+                {
+                    "params": [
+                        p for n, p in trained if n.startswith(part) and (n in decayed) == decay
+                    ],
+                    "lr": rate,
+                    "weight_decay": self.args.weight_decay if decay else 0.0,
+                }
+                for part, rate in rates.items()
+                for decay in (True, False)
+            ]
+            optimizer, options = self.get_optimizer_cls_and_kwargs(self.args)
+            self.optimizer = optimizer([group for group in groups if group["params"]], **options)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        model.train(not self.policies_alone)
+        if self.alpha_range is not None:
+            low, high = self.alpha_range
+            drawn = torch.rand(len(inputs["labels"]), device=inputs["labels"].device)
+            inputs = {**inputs, "alpha": low * (high / low) ** drawn}
+        names = [name for name in (*MODEL_INPUTS, *EXIT_INPUTS) if name in inputs]
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
+            output = model(**{name: inputs[name] for name in names})
+        loss = self.loss(output, inputs)
+        if not torch.isfinite(loss):
+            raise RuntimeError(
+                f"{self.phase}: expected a finite loss, got {loss.item()} at step "
+                f"{self.state.global_step + 1}; checkpoints are kept in {self.args.output_dir}"
+            )
+        return (loss, output) if return_outputs else loss
+
+
+def has_native_bf16() -> bool:
+    """Whether the device that trains has instructions for products of bfloat16 matrices."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

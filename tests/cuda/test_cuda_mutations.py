@@ -1,0 +1,217 @@
+"""Whether the tests of the CUDA kernels on the host would notice a mistake: sources with one patch
+each, of which none may give what the sources give."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from support.cuda_host import COMPILER, HEADERS, CudaHost, compile_host
+from support.exit_cases import (
+    clone,
+    make_batch,
+    make_results,
+    make_weights,
+    with_absent_rows,
+)
+from torch import Tensor
+
+from consistentee_ext.packed import ExitDecision, LayerNormWeights
+
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for Linux"),
+    # The child below uses neither locks nor threads of its parent.
+    pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
+]
+SEEDS = range(8)
+LAST = ExitDecision("policy", 1.0, layer=1, max_streak=3, last=True)
+SOURCES = HEADERS / "consistentee"
+# Name: the file, what it says, and what it says instead.
+PATCHES = {
+    "nothing": ("plan.cuh", "#pragma once", "#pragma once"),
+    "the scan takes one too few": ("plan.cuh", "thread >= width", "thread > width"),
+    "the scan stops early": ("plan.cuh", "width < Threads;", "width < Threads / 2;"),
+    "the scan is exclusive": ("plan.cuh", "rows_before[thread] - 1", "rows_before[thread]"),
+    "offsets are ends": ("plan.cuh", "end - length : -1", "end : -1"),
+    "row_ids without a tail": ("plan.cuh", "plan.row_ids[row] = -1;", ""),
+    "cu_seqlens without a tail": ("plan.cuh", "plan.cu_seqlens[row + 1] = tokens;", ""),
+    "a tile forgets those before": (
+        "plan.cuh",
+        "tokens += tokens_before",
+        "tokens = tokens_before",
+    ),
+    "copies to where the row was": ("compact.cuh", "offset * token_bytes", "begin * token_bytes"),
+    "a row's blocks overlap": ("compact.cuh", "(blockIdx.y) * kCopyThreads", "(blockIdx.y)"),
+    "a lane is missing": ("warp.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x7fffffffu"),
+    "the sum of half a warp": (
+        *("warp.cuh", "kWarp / 2; step > 0; step /= 2) value +="),
+        "kWarp / 4; step > 0; step /= 2) value +=",
+    ),
+    "the argmax of half a warp": (
+        *("warp.cuh", "kWarp / 2; step > 0; step /= 2) {\n    const float other"),
+        "kWarp / 4; step > 0; step /= 2) {\n    const float other",
+    ),
+    "the last of equals": ("warp.cuh", "equal && i < index", "equal && i > index"),
+    "the label is its own second": ("warp.cuh", "if (i != excluded) take", "take"),
+    "the exit counter stays": ("exit_rows.cuh", "*batch.finished = 0;", ";"),
+    "absent rows stay": ("exit_rows.cuh", "batch.keep[row] = false;", "batch.keep[row] = true;"),
+    "plans one block too early": ("exit_rows.cuh", "(gridDim.x) - 1;", "(gridDim.x) - 2;"),
+    "a statistic is not read": ("exit_rows.cuh", "k < features;", "k < features - 1;"),
+    "a warp scores its lanes": ("exit_rows.cuh", "sigmoid(warp_sum(score)", "sigmoid((score)"),
+    "the pool counter stays": ("normalize.cuh", "pooling.finished[row] = 0;", ";"),
+    "all sums in one place": ("normalize.cuh", "partial + blockIdx.y * size", "partial"),
+    "sums forget the tokens before": ("normalize.cuh", "first == begin ?", "true ?"),
+    "pools one block too early": ("normalize.cuh", "== blocks - 1;", "== blocks - 2;"),
+    "the first token of a block": ("normalize.cuh", "if (begin != row_begin) return;", ""),
+    "warps share their memory": ("normalize.cuh", "shared + warp * size", "shared"),
+    "warps beyond the tokens": ("normalize.cuh", "if (token < tokens) ", ""),
+    "a lane does not come": ("normalize.cuh", "if (token < end)", "if (token < end && lane < 31)"),
+    "threads skip a barrier": (
+        "exit_rows.cuh",
+        "h]));\n  __syncthreads",
+        "h]));\n  if (lane) __syncthreads",
+    ),
+}
+# These cannot even end, and have to say so rather than hang.
+ENDLESS = {"a lane is missing", "a lane does not come", "threads skip a barrier"}
+BARRIER = "__syncthreads();"
+WITH_BARRIERS = ("plan.cuh", "exit_rows.cuh", "normalize.cuh")
+BARRIERS = [
+    (name, place)
+    for name in WITH_BARRIERS
+    for place in range((SOURCES / name).read_text().count(BARRIER))
+]
+
+
+def without_barrier(source: str, place: int) -> str:
+    parts = source.split(BARRIER)
+    return BARRIER.join((*parts[:place], parts[place] + parts[place + 1], *parts[place + 2 :]))
+
+
+def test_every_barrier_is_in_a_file_tried_here() -> None:
+    found = {path.name for path in SOURCES.iterdir() if BARRIER in path.read_text()}
+    assert found == set(WITH_BARRIERS)
+
+
+def outcome(host: CudaHost, seed: int) -> list[Tensor]:
+    """What all kernels write, on inputs that do not depend on the seed."""
+    torch.manual_seed(0)
+    written: list[Tensor] = []
+    # More rows than two tiles of the plan.
+    many = make_batch(torch.randint(1, 6, (600,)).tolist(), 1, torch.float32)
+    written += host.plan(many, torch.rand(600) < 0.6, seed)
+
+    # One row has more chunks than a block has threads.
+    batch = with_absent_rows(make_batch([3, 45, 1, 7, 2, 6], 40, torch.float32), [2, 6])
+    weights, pooled = make_weights(40, 70, "both"), torch.randn(8, 40)
+    results, finished = make_results(9, 70), torch.zeros(1, dtype=torch.int32)
+    for _ in range(2):  # the second time the labels agree
+        host.exit_rows(batch, pooled, weights, LAST, results, finished, seed)
+        written += [*clone(results), finished.clone()]
+    # Two equal labels, that two lanes of the warp hold. Some of the rows leave.
+    weights.classifier_bias[[33, 67]] = 9.0
+    weights.classifier_weight[33] = weights.classifier_weight[67]
+    decision = LAST._replace(threshold=0.065, last=False)
+    planned = host.exit_rows(batch, pooled, weights, decision, results, finished, seed)
+    written += [*planned, *results, finished]
+    out = torch.zeros_like(batch.hidden)
+    host.copy(batch, host.plan(batch, torch.arange(8) != 3, seed), 2, out, seed)
+    written.append(out)
+
+    hidden, residual = torch.randn(2, 198, 40)
+    norm = LayerNormWeights(torch.randn(40), torch.randn(40), 1e-5)
+    normed = hidden.clone()
+    host.add_norm_tokens(normed[:13], residual[:13], norm, seed)  # the others are not to be touched
+    written.append(normed)
+    # A row of two blocks again and again: it takes luck for one to rest amid its sums.
+    rows_of = [[1, 33, 100, 0, 64], *[[33]] * 6]
+    for mean, (attempt, lengths) in product((False, True), enumerate(rows_of)):
+        tokens, rows = sum(lengths), len(lengths)
+        normed, pooled = hidden[:tokens].clone(), torch.zeros(rows, 40)
+        counts, offsets = torch.zeros(rows).int(), torch.tensor([0, *lengths]).cumsum(0).int()
+        launch = seed * len(rows_of) + attempt
+        host.add_norm_pool(normed, residual[:tokens], norm, offsets, mean, counts, pooled, launch)
+        written += [normed, pooled, counts]
+    return written
+
+
+def verdict(library: Path, expected: list[Tensor]) -> str:
+    """Whether a library gives what is expected, told by a child: it may write anywhere."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a broken heap is worth no report
+        signal.alarm(30)
+        try:
+            host = CudaHost(library)
+            same = all(all(map(torch.equal, outcome(host, seed), expected)) for seed in SEEDS)
+            os._exit(0 if same else 1)
+        except RuntimeError:
+            os._exit(2)
+        finally:
+            os._exit(3)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    named = {0: "same", 1: "other results", 2: "cannot end", -signal.SIGALRM: "hangs"}
+    return named.get(code, "crash" if code < 0 else "error")
+
+
+@pytest.fixture(scope="module")
+def libraries(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[dict[str, Future[Path]]]:
+    """Patched libraries by name, being compiled two at once while tests run."""
+    folder = tmp_path_factory.mktemp("mutations")
+
+    def build(number: int, name: str, source: str) -> Path:
+        headers = folder / str(number)
+        shutil.copytree(HEADERS, headers)
+        (headers / "consistentee" / name).write_text(source)
+        return compile_host(folder / f"{number}.so", headers, "-O0", "-DCONSISTENTEE_FLOAT_ONLY")
+
+    sources = {}
+    for what, (name, old, new) in PATCHES.items():
+        source = (SOURCES / name).read_text()
+        assert old in source, f"{what}: {name} has changed"
+        sources[what] = (name, source.replace(old, new))
+    for name, place in BARRIERS:
+        source = without_barrier((SOURCES / name).read_text(), place)
+        sources[f"{name} {place}"] = (name, source)
+    with ThreadPoolExecutor(2) as pool:
+        yield {
+            what: pool.submit(build, number, *patched)
+            for number, (what, patched) in enumerate(sources.items())
+        }
+        pool.shutdown(cancel_futures=True)
+
+
+@pytest.fixture(scope="module")
+def expected(libraries: dict[str, Future[Path]]) -> list[Tensor]:
+    """By the sources as they are, which test_cuda_on_host.py compares with the reference."""
+    return outcome(CudaHost(libraries["nothing"].result()), seed=0)
+
+
+@pytest.mark.parametrize("what", PATCHES)
+def test_a_mistake_shows(
+    libraries: dict[str, Future[Path]], expected: list[Tensor], what: str
+) -> None:
+    found = verdict(libraries[what].result(), expected)
+    assert (found == "same") == (what == "nothing"), found
+    assert (found == "cannot end") == (what in ENDLESS), found
+    assert found != "error"
+
+
+@pytest.mark.parametrize(("name", "place"), BARRIERS)
+def test_a_missing_barrier_shows(
+    libraries: dict[str, Future[Path]], expected: list[Tensor], name: str, place: int
+) -> None:
+    """Of every __syncthreads of a file, in their order."""
+    found = verdict(libraries[f"{name} {place}"].result(), expected)
+    assert found not in ("same", "error")

@@ -1,0 +1,287 @@
+"""Passes that launch ahead of the device, on the CPU: by reference ops in the place of a GPU's."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from support.models import random_batch, tiny_model
+from torch.overrides import TorchFunctionMode
+
+from consistentee_ext import FastEarlyExitEncoder, ahead, device_attention, ops, reference
+from consistentee_ext.ahead import Counts, choose_sync
+from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
+from consistentee_ext.inputs import PackedInputs
+from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+
+BATCH = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
+LAYERS = 4
+# Of each device op, as csrc/cuda launches them; `compact_copy` is not needed where all leave.
+LAUNCHES = {"add_norm_": 1, "add_norm_pool_": 1, "exit_step_ahead": 2}
+
+
+class Device:
+    """Stands in for a GPU: reference ops of the device's names, and a count of what they cost."""
+
+    def __init__(self) -> None:
+        self.launches: Counter[str] = Counter()
+        self.tokens: list[int] = []
+        self.waits: list[int] = []  # for each wait, how many exit steps were launched after it
+
+    def op(self, name: str, backend: str) -> Callable[..., object]:
+        assert backend == "cuda"
+
+        def run(*arguments: object) -> object:
+            self.launches[name] += LAUNCHES[name]
+            with torch._C.DisableTorchFunction():  # the op's own work is no wait of the host
+                return getattr(self, name)(*arguments)
+
+        return run
+
+    def add_norm_(self, hidden: torch.Tensor, *rest: torch.Tensor) -> None:
+        hidden.copy_(reference.add_norm(hidden, *rest))
+
+    def add_norm_pool_(self, hidden, residual, weight, bias, eps, cu_seqlens, most, mean, counters):
+        assert int(cu_seqlens.diff().max()) <= most
+        assert not counters.any()
+        self.tokens.append(len(hidden))
+        self.add_norm_(hidden, residual, weight, bias, eps)
+        # Nobody's row has no tokens: its mean would be undefined, its first token is another's.
+        known = hidden[: int(cu_seqlens[-1])] if mean else hidden
+        return reference.pool(known, cu_seqlens, "mean" if mean else "cls")
+
+    def exit_step_ahead(self, hidden, cu_seqlens, row_ids, pooled, *rest):
+        weights, codes, results = rest[:6], rest[6:12], ExitState(*rest[12:17])
+        counters, totals = rest[17:]
+        assert not counters.any()
+        policy_input, criterion, threshold, layer, max_streak, last = codes
+        names = (None, *POLICY_INPUTS)
+        decision = ExitDecision(CRITERIA[criterion], threshold, layer, max_streak, last)
+        head = HeadWeights(*weights, names[policy_input])
+        batch = PackedBatch(hidden, cu_seqlens, row_ids)
+        return reference.exit_step_ahead(batch, pooled, head, decision, results, totals)
+
+
+class HostWaits(TorchFunctionMode):
+    """Records what a host could not do to a tensor of a device without waiting for it."""
+
+    READS = (
+        *("item", "tolist", "numpy", "cpu", "nonzero", "unique", "equal", "masked_select"),
+        *("__bool__", "__int__", "__float__", "__index__"),
+    )
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: tuple = (),
+        kwargs: dict | None = None,
+    ) -> object:
+        name = getattr(func, "__name__", str(func))
+        masks = [
+            index
+            for index in (args[1] if name == "__getitem__" and isinstance(args[1], tuple) else args)
+            if isinstance(index, torch.Tensor) and index.dtype == torch.bool
+        ]
+        if name in self.READS or (name == "__getitem__" and masks):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+    fake = Device()
+    monkeypatch.setattr(ops, "_device_op", fake.op)
+    monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
+    read = Counts.read
+
+    def count(self: Counts, number: int) -> tuple[int, int]:
+        fake.waits.append(self.made - number)
+        with torch._C.DisableTorchFunction():  # counted here
+            return read(self, number)
+
+    monkeypatch.setattr(Counts, "read", count)
+    return fake
+
+
+def encoder_pair(sync: str, **options: object) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
+    model = tiny_model(**options, seed=3)
+    ahead_of_it = FastEarlyExitEncoder(model, backend="cuda", threshold=0.6, sync=sync)
+    plain = FastEarlyExitEncoder(model, threshold=0.6)
+    plain.backend = plain._trunk.backend = "torch"
+    return ahead_of_it, plain
+
+
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_results_do_not_depend_on_when_the_host_knows(
+    device: Device, sync: str, pooling: str
+) -> None:
+    encoder, plain = encoder_pair(sync, pooling=pooling)
+    found, expected = encoder(**BATCH), plain(**BATCH)
+    assert len(set(expected.exit_layers.tolist())) > 2
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.exit_scores, expected.exit_scores, atol=1e-5, rtol=1e-5)
+
+
+def test_launches_and_waits_of_a_pass(device: Device) -> None:
+    encoder, _ = encoder_pair("eager")
+    exits = encoder(**BATCH).exit_layers
+    left = [int(BATCH["attention_mask"][exits >= n].sum()) for n in range(1, LAYERS + 1)]
+    assert device.tokens == left
+    # Beyond the bare layer, whose second layer norm pools on its way: two launches an exit.
+    assert device.launches == {"add_norm_": 4, "add_norm_pool_": 4, "exit_step_ahead": 8}
+    # Each wait is for the exit step just launched: the device has nothing to do meanwhile.
+    assert device.waits == [0, 0, 0]
+
+
+def test_a_lagged_pass_never_waits_for_the_newest_step(device: Device) -> None:
+    encoder, _ = encoder_pair("lagged")
+    exits = encoder(**BATCH).exit_layers
+    left = [int(BATCH["attention_mask"][exits >= n].sum()) for n in range(1, LAYERS + 1)]
+    # A layer runs on what was left one exit before.
+    assert device.tokens == [left[0], left[0], left[1], left[2]]
+    assert device.launches == {"add_norm_": 4, "add_norm_pool_": 4, "exit_step_ahead": 8}
+    assert device.waits == [1, 1]
+
+
+def waits_after_packing(
+    monkeypatch: pytest.MonkeyPatch, encoder: FastEarlyExitEncoder
+) -> list[str]:
+    """Of a whole call, from the moment its inputs are on their way to the device."""
+    mode, send = HostWaits(), PackedInputs.to
+
+    def sent(self: PackedInputs, device: torch.device) -> PackedInputs:
+        inputs = send(self, device)
+        mode.seen.clear()  # so far the host has read tensors of its own
+        return inputs
+
+    with monkeypatch.context() as patch, mode:
+        patch.setattr(PackedInputs, "to", sent)
+        encoder(**BATCH)
+    return mode.seen
+
+
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_a_whole_call_waits_for_counts_alone(
+    device: Device, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    encoder, _ = encoder_pair(sync)
+    assert waits_after_packing(monkeypatch, encoder) == []
+    assert device.waits == ([0, 0, 0] if sync == "eager" else [1, 1])
+
+
+def test_a_wait_before_the_first_layer_is_seen(
+    device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the passes once did: the longest length was read from the device."""
+    encoder, _ = encoder_pair("lagged")
+    embed = encoder._trunk.embed
+
+    def reading(ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        assert int(positions.max()) == 40
+        assert bool((types < 2).all())
+        assert len(ids[types == 0]) < len(ids)
+        return embed(ids, types, positions)
+
+    monkeypatch.setattr(encoder._trunk, "embed", reading)
+    assert waits_after_packing(monkeypatch, encoder) == ["__int__", "__bool__", "__getitem__"]
+
+
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_a_batch_that_empties_runs_no_further(device: Device, sync: str) -> None:
+    encoder, _ = encoder_pair(sync)
+    encoder.threshold = 1e-9
+    assert encoder(**BATCH).exit_layers.tolist() == [1] * 8
+    assert len(device.tokens) == (1 if sync == "eager" else 2)
+    assert encoder(**{name: rows[:0] for name, rows in BATCH.items()}).logits.shape == (0, 3)
+
+
+def test_the_rule_by_tokens() -> None:
+    assert choose_sync("auto", ahead.KNEE_TOKENS - 1) == "lagged"
+    assert choose_sync("auto", ahead.KNEE_TOKENS) == "eager"
+    assert choose_sync("eager", 1) == "eager"
+    assert choose_sync("lagged", 10**6) == "lagged"
+    with pytest.raises(ValueError, match=r"sync: expected one of .*, got 'never'"):
+        FastEarlyExitEncoder(tiny_model(), sync="never")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("first_tokens_alone", [False, True])
+@pytest.mark.parametrize("behind", [0, 7])
+def test_padded_attention(dtype: torch.dtype, first_tokens_alone: bool, behind: int) -> None:
+    """Against the reference; tokens behind the last row, and rows of nobody, change nothing."""
+    torch.manual_seed(0)
+    lengths = torch.tensor([3, 1, 12, 5])
+    keys = torch.cat((torch.zeros(1), lengths.cumsum(0))).int()
+    queries = torch.arange(5, dtype=torch.int32) if first_tokens_alone else keys
+    query = torch.randn(int(queries[-1]), 24).to(dtype)
+    key, value = torch.randn(2, int(keys[-1]), 24).to(dtype)
+    expected = reference.attention(query, key, value, queries, keys, 4)
+    more = [torch.cat((tokens, torch.full((behind, 24), torch.nan, dtype=dtype)))
+            for tokens in (query, key, value)]  # fmt: skip
+    if behind:
+        nobody = torch.tensor([queries[-1], keys[-1]])
+        queries, keys = (
+            torch.cat((o, n[None])) for o, n in zip((queries, keys), nobody, strict=True)
+        )
+    most = (1 if first_tokens_alone else 12, 12)
+    found = device_attention.attention(*more, queries, keys, 4, *most)
+    assert found.shape == more[0].shape
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found[: len(expected)], expected, atol=tolerance, rtol=tolerance)
+
+
+def test_the_cuda_ops_launch_what_is_counted_and_never_wait() -> None:
+    sources = Path(__file__).parents[2] / "csrc" / "cuda"
+    for name, file in (("exit_step_ahead", "exit_step.cu"), ("add_norm_", "normalize.cu")):
+        text = (sources / file).read_text(encoding="utf-8")
+        launches = len(re.findall(r"\blaunch(?:_copy)?\(", text))
+        assert launches == LAUNCHES[name] * (2 if name == "add_norm_" else 1)
+        assert not re.findall(r"Synchronize|cudaMemcpy|\.to\(|\.item\(", text)
+
+
+def test_counts_are_read_as_the_device_wrote_them() -> None:
+    counts = Counts(2, torch.device("cpu"))
+    counts.next().copy_(torch.tensor([5, 70]))
+    counts.mark()
+    counts.next().copy_(torch.tensor([2, 9]))
+    assert (counts.read(1), counts.read(2)) == ((5, 70), (2, 9))
+
+
+class Event:
+    """Stands in for a CUDA event that has not come yet."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    def query(self) -> bool:
+        return self.came
+
+
+def test_counts_stay_until_the_device_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel is still to write must not go to anybody else."""
+    in_flight: deque[tuple[Event, torch.Tensor]] = deque()
+    monkeypatch.setattr(ahead, "_in_flight", in_flight)
+    events = [Event(), Event()]
+    for event in events:
+        counts = Counts(1, torch.device("cpu"))
+        counts._events.append(event)
+        counts.close()
+    Counts(1, torch.device("cpu"))
+    assert [event for event, _ in in_flight] == events
+    events[0].came = True
+    Counts(1, torch.device("cpu"))
+    assert [event for event, _ in in_flight] == events[1:]
+    events[1].came = True
+    Counts(1, torch.device("cpu"))
+    assert not in_flight

@@ -1,0 +1,46 @@
+"""By-hand values of each metric."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from consistentee.measures.metrics import check_metric, measure, predictions
+
+LABELS = [1, 1, 1, 0, 0, 0]
+PREDICTED = [1, 1, 0, 1, 0, 0]
+
+
+def test_classes():
+    # 2 true and 1 false positives, 1 false and 2 true negatives.
+    assert measure("accuracy", LABELS, PREDICTED) == pytest.approx(4 / 6)
+    assert measure("f1", LABELS, PREDICTED) == pytest.approx(2 * 2 / (2 * 2 + 1 + 1))
+    assert measure("matthews", LABELS, PREDICTED) == pytest.approx(
+        (2 * 2 - 1 * 1) / math.sqrt(3**4)
+    )
+
+
+def test_numbers():
+    # Ranks 1 2 3 4 against 1 3 2 4: 1 - 6 * (1 + 1) / (4 * 15).
+    assert measure("spearman", [0.1, 0.5, 0.7, 9.0], [1.0, 30.0, 2.0, 40.0]) == pytest.approx(0.8)
+    assert measure("spearman", [0.1, 0.5], [1.0, 1.0]) == 0.0
+
+
+def test_predictions():
+    assert predictions(torch.tensor([[0.1, 0.9], [3.0, 2.0]]), regression=False).tolist() == [1, 0]
+    assert predictions(torch.tensor([[0.5], [3.0]]), regression=True).tolist() == [0.5, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("spearman", 2, False), r"^metric: expected one of .* in classification, got 'spearman'$"),
+        (("accuracy", 1, True), r"^metric: expected one of \('spearman',\) in regression, got"),
+        (("f1", 3, False), "^metric: expected two classes for 'f1', got 3$"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        check_metric(*arguments)
