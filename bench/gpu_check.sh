@@ -27,10 +27,10 @@ part() {
 card=$("$python" -c 'import torch
 if torch.cuda.is_available(): print("{}.{}".format(*torch.cuda.get_device_capability()))')
 if [[ $card ]]; then
-  device=cuda
+  device=cuda limit=180
   export CONSISTENTEE_FORCE_CUDA=1 CONSISTENTEE_FAIL_WITHOUT_CUDA=1 TORCH_CUDA_ARCH_LIST=$card
 else
-  device=cpu
+  device=cpu limit=1200  # an interpreter on whatever processor
   export TRITON_INTERPRET=1
 fi
 
@@ -38,7 +38,7 @@ step "build for ${card:-no card}"
 "$python" -m pip install --quiet --no-build-isolation --no-deps --no-index --editable .
 "$python" -c 'import consistentee_ext; print(consistentee_ext.backend_report())'
 
-part tests 180 "$python" -m pytest -q -m gpu_check --durations=5 tests/cuda/test_gpu*.py
+part tests "$limit" "$python" -m pytest -q -m gpu_check --durations=5 tests/cuda/test_gpu*.py
 if [[ $card ]]; then
   sanitizer=$(command -v compute-sanitizer || echo /usr/local/cuda/bin/compute-sanitizer)
   for tool in memcheck racecheck; do
