@@ -11,7 +11,7 @@ import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from consistentee_ext import ops
-from consistentee_ext.heads import POLICY_INPUTS
+from consistentee_ext.criteria import POLICY_INPUTS
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
 ROWS, HIDDEN, CLASSES, POLICY = 32, 768, 2, 32

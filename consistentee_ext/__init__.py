@@ -2,6 +2,5 @@
 
 from consistentee_ext.backend import backend_report
 from consistentee_ext.encoder import EarlyExitOutput, FastEarlyExitEncoder
-from consistentee_ext.heads import ExitRule
 
-__all__ = ["EarlyExitOutput", "ExitRule", "FastEarlyExitEncoder", "backend_report"]
+__all__ = ["EarlyExitOutput", "FastEarlyExitEncoder", "backend_report"]

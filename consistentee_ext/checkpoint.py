@@ -18,7 +18,8 @@ from transformers import (
 )
 from transformers.utils import cached_file, logging
 
-from consistentee_ext.heads import ExitRule, build_exit_heads
+from consistentee_ext.criteria import check_criterion, check_threshold
+from consistentee_ext.heads import build_exit_heads
 
 SUPPORTED = ("consistentee", "bert")
 
@@ -60,7 +61,8 @@ class EarlyExitModel(nn.Module):
             raise ValueError(
                 f"backbone: expected model_type 'bert', got {backbone_config.model_type!r}"
             )
-        ExitRule(config["criterion"], config["threshold"])  # raises
+        check_criterion(config["criterion"])
+        check_threshold(config["threshold"])
         self.backbone = AutoModel.from_config(backbone_config)
         self.backbone.pooler = None
         self.heads = build_exit_heads(

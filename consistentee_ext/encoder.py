@@ -18,8 +18,9 @@ from consistentee_ext.backbones import PackedBert
 from consistentee_ext.backend import select_backend
 from consistentee_ext.batching import token_budget_batches
 from consistentee_ext.checkpoint import load_checkpoint
+from consistentee_ext.criteria import check_criterion
 from consistentee_ext.exits import choose_exit_layers, model_exits, resolve_thresholds
-from consistentee_ext.heads import CRITERIA, check_alpha, speed_of
+from consistentee_ext.heads import check_alpha, speed_of
 from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs, pack_rows, tokenize
 from consistentee_ext.native import native_encoder
 from consistentee_ext.ops import DEVICE_BACKENDS, FLOAT_DTYPES
@@ -63,8 +64,7 @@ class FastEarlyExitEncoder:
             or ``CONSISTENTEE_BACKEND``.
         exit_layers: layers at which rows may leave, 1-based; default all that have a head. The last
             layer is always one.
-        criterion: ``policy``, ``confidence``, ``entropy``, ``patience`` or ``energy``; default the
-            model's.
+        criterion: one of `consistentee_ext.criteria.CRITERIA`; default the model's.
         threshold: see the property; default the model's.
         alpha: see the property; default the model's.
         sync: on a GPU, when the host learns which rows have left: ``eager``, at each exit layer;
@@ -113,9 +113,7 @@ class FastEarlyExitEncoder:
         self._native = native_encoder(self._trunk, self._exits, self.backend)
         if criterion is None:
             criterion = getattr(self.config, "criterion", "confidence")
-        self.criterion = criterion
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion: expected one of {CRITERIA}, got {criterion!r}")
+        self.criterion = check_criterion(criterion)
         if self.criterion == "policy" and any(
             exits[layer].weights.policy_input is None for layer in self.exit_layers[:-1]
         ):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from consistentee_ext import ops
-from consistentee_ext.heads import ExitHead, Policy, check_threshold
+from consistentee_ext.criteria import check_threshold
+from consistentee_ext.heads import ExitHead, Policy
 from consistentee_ext.linear import Linear
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 

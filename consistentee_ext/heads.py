@@ -1,10 +1,9 @@
-"""The exit head of one layer, and the rule by which a row leaves."""
+"""The exit head of one layer: pooler, classifier, policy."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor, nn
 from consistentee_ext import reference
 
 POOLINGS = ("cls", "mean")
-POLICY_INPUTS = ("state", "prediction", "both")
-CRITERIA = ("policy", "confidence", "entropy", "patience", "energy")
 
 
 class HeadOutput(NamedTuple):
@@ -155,39 +152,6 @@ def build_exit_heads(
         )
         for layer in range(1, num_layers + 1)
     )
-
-
-@dataclass(frozen=True)
-class ExitRule:
-    """A row leaves a layer when its score is above the threshold; threshold 1 is full depth.
-
-    The score, by criterion:
-
-    - ``policy``: the policy's exit probability p (arXiv 2312.11882).
-    - ``confidence``: the top class's probability.
-    - ``entropy``: ``1 - entropy / log(C)`` (DeeBERT, arXiv 2004.12993, normalised).
-    - ``patience``: ``streak / (E - 1)``, the exits in a row that agreed with the one before, over
-      the most there can be with E exit layers (PABEE, arXiv 2006.04152).
-    - ``energy``: ``sigmoid(logsumexp(z)) = Z / (1 + Z)``, ``Z = sum exp(z)`` over the logits z: the
-      negative free energy (arXiv 2010.03759; E-LANG, arXiv 2203.00748), brought into (0, 1).
-    """
-
-    criterion: str = "policy"
-    threshold: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.criterion not in CRITERIA:
-            raise ValueError(f"criterion: expected one of {CRITERIA}, got {self.criterion!r}")
-        check_threshold(self.threshold)
-
-
-def check_threshold(value: object) -> float:
-    """The threshold as a float; raises unless it is a number in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"threshold: expected a number in (0, 1], got {type(value).__name__}")
-    if not 0.0 < value <= 1.0:
-        raise ValueError(f"threshold: expected a number in (0, 1], got {value}")
-    return float(value)
 
 
 def check_alpha(value: object, alpha_range: Sequence[float] | None) -> float:

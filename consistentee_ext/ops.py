@@ -15,7 +15,7 @@ from torch import Tensor
 
 from consistentee_ext import device_attention, reference
 from consistentee_ext.backend import availability
-from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
+from consistentee_ext.criteria import CRITERIA, POLICY_INPUTS, check_criterion
 from consistentee_ext.packed import (
     ExitDecision,
     ExitState,
@@ -250,8 +250,7 @@ def _check_exit_step(
     _check("results.logits", results.logits, (total, classes), torch.float32)
     _check("classifier_weight", weights.classifier_weight, (classes, hidden_size), torch.float32)
     _check("classifier_bias", weights.classifier_bias, (classes,), torch.float32)
-    if decision.criterion not in CRITERIA:
-        raise ValueError(f"criterion: expected one of {CRITERIA}, got {decision.criterion!r}")
+    check_criterion(decision.criterion)
 
 
 def _register_fakes() -> None:

@@ -78,7 +78,7 @@ class ExitState(NamedTuple):
 
 
 class ExitDecision(NamedTuple):
-    """How a layer decides: see `consistentee_ext.heads.ExitRule`.
+    """How a layer decides: see `consistentee_ext.criteria`.
 
     ``layer`` is 1-based; ``max_streak`` is the number of exit layers less one; at the ``last``
     layer every row leaves.

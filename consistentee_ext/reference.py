@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
 
+from consistentee_ext.criteria import SCORES, Prediction
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
 NUM_STATISTICS = 5
@@ -195,16 +196,9 @@ def exit_step(
     streaks = (results.streaks[rows] + 1) * agreement
     results.streaks[rows] = streaks
     results.labels[rows] = logits.argmax(dim=-1).int()
-    if decision.criterion == "policy":
-        scores = policy_probability(state, statistics, weights)
-    elif decision.criterion == "confidence":
-        scores = statistics[:, 0]
-    elif decision.criterion == "entropy":
-        scores = statistics[:, 2]
-    elif decision.criterion == "energy":
-        scores = torch.sigmoid(torch.logsumexp(logits, dim=-1))
-    else:
-        scores = streaks.float() / max(decision.max_streak, 1)
+    probability = policy_probability(state, statistics, weights)
+    prediction = Prediction(logits, statistics, streaks, decision.max_streak, probability)
+    scores = SCORES[decision.criterion](prediction)
     leave = torch.ones_like(scores, dtype=torch.bool)
     if not decision.last:
         leave = scores > decision.threshold

@@ -116,7 +116,10 @@ inline void set_decision(
     int64_t layer,
     int64_t max_streak,
     bool last) {
-  if (criterion < 0 || criterion > 4) fail("criterion: expected 0, 1, 2, 3 or 4");
+  constexpr int64_t kCount = static_cast<int64_t>(Criterion::kCount);
+  if (criterion < 0 || criterion >= kCount) {
+    fail("criterion: expected a number from 0 to " + std::to_string(kCount - 1));
+  }
   head.criterion = static_cast<Criterion>(criterion);
   head.threshold = static_cast<float>(threshold);
   head.layer = layer;

@@ -8,7 +8,7 @@ from support.exit_cases import clone, make_batch, make_results, make_weights
 from support.gpu import CARD, DEVICE, DTYPES, REHEARSED, assert_near, on_a_card, on_device
 
 from consistentee_ext import device_attention, ops, reference
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.packed import ExitDecision, LayerNormWeights
 

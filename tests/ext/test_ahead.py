@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from consistentee_ext import FastEarlyExitEncoder, ahead, device_attention, ops, reference
 from consistentee_ext.ahead import Counts, choose_sync
-from consistentee_ext.heads import CRITERIA, POLICY_INPUTS
+from consistentee_ext.criteria import CRITERIA, POLICY_INPUTS
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 

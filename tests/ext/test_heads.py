@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from consistentee_ext import ExitRule, reference
+from consistentee_ext import reference
 from consistentee_ext.heads import ExitHead, build_exit_heads
 from consistentee_ext.packed import HeadWeights
 
@@ -44,15 +44,3 @@ def test_the_last_layer_has_no_policy() -> None:
     assert [head.policy is None for head in heads] == [False, False, True]
     assert heads[2](torch.randn(1, 8), torch.zeros(1)).policy_logits is None
     assert heads[0].policy.dense.in_features == 8 + 5
-
-
-def test_exit_rule_checks_its_fields() -> None:
-    assert ExitRule("entropy", 1).threshold == 1
-    with pytest.raises(ValueError, match=r"criterion: expected one of .*, got 'mood'"):
-        ExitRule("mood")
-    for value in (0, 1.5, -1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"threshold: expected a number in \(0, 1\], got"):
-            ExitRule(threshold=value)
-    for value in ("0.5", True, None):
-        with pytest.raises(TypeError, match=r"threshold: expected a number in \(0, 1\], got"):
-            ExitRule(threshold=value)

@@ -13,7 +13,7 @@ from support.backends import BACKENDS
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, linear
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.native import NativeEncoder
 from consistentee_ext.packed import ExitState

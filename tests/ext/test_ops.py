@@ -10,7 +10,7 @@ from support.backends import BACKENDS
 from support.exit_cases import DTYPES, EXTREME_LOGITS, clone, make_batch, make_results, make_weights
 
 from consistentee_ext import ops, reference
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
 native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
@@ -268,7 +268,7 @@ def test_exit_step_under_torch_compile() -> None:
         (4, torch.randn(2, 16).double(), "classifier_weight"),
         (6, None, "policy_input: expected 0"),
         (10, 7, "policy_input: expected 0, 1, 2 or 3"),
-        (11, 5, "criterion: expected 0, 1, 2, 3 or 4"),
+        (11, 5, "criterion: expected a number from 0 to 4"),
     ],
 )
 def test_direct_call_out_of_bounds_raises(position: int, value: object, message: str) -> None:

@@ -8,7 +8,7 @@ from support.models import random_batch, tiny_model
 
 from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.criteria import CRITERIA
 
 LENGTHS = [5, 2, 9, 30, 9, 1, 12, 7, 3, 4, 4, 17]
 

@@ -17,6 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from consistentee_ext import criteria
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.packed import (
     ExitDecision,
     ExitState,
@@ -30,8 +32,7 @@ HEADERS = ROOT / "csrc" / "include"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 # The machine of tests/native/cuda_machine.h looks into its own ELF segments.
 COMPILER = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
-POLICY_INPUTS = (None, "state", "prediction", "both")
-CRITERIA = ("policy", "confidence", "entropy", "patience", "energy")
+POLICY_INPUTS = (None, *criteria.POLICY_INPUTS)
 NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
 
 

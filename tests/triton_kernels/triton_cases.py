@@ -18,7 +18,7 @@ from triton.runtime import interpreter
 
 from consistentee_ext import reference
 from consistentee_ext import triton_kernels as kernels
-from consistentee_ext.heads import CRITERIA
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.ops import CRITERION_CODES, POLICY_CODES
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 

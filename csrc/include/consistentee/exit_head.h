@@ -17,7 +17,8 @@ enum class Criterion : int64_t {
   kConfidence = 1,
   kEntropy = 2,
   kPatience = 3,
-  kEnergy = 4
+  kEnergy = 4,
+  kCount  // of the above
 };
 
 constexpr int kNumStatistics = 5;

@@ -40,9 +40,9 @@ from consistentee.model.modeling import ConsistentEEForSequenceClassification, C
 from consistentee.training.prepare import Prepared, prepare
 from consistentee.training.settings import TrainingSettings
 from consistentee.training.train import fingerprint, train, train_trunk, without_policies
+from consistentee_ext.criteria import PLAIN_CRITERIA
 
 RATIOS = (1.5, 2.0, 2.5, 3.0)
-CRITERIA = ("confidence", "entropy", "patience", "energy")
 OPERATING_RATIO = 2.3
 COMPARISON_FILE = "comparison.json"
 
@@ -183,7 +183,7 @@ def _one_seed(
     of_base, base_correct = _on(base, data.test, data)
     policy = exit_scores("policy", of_ours.exit_logits, of_ours.policy_logits)
     curves = {"ConsistentEE": threshold_curve(policy, correct)}
-    for name in CRITERIA:
+    for name in PLAIN_CRITERIA:
         scores = exit_scores(name, of_base.exit_logits, of_base.policy_logits)
         curves[name] = threshold_curve(scores, base_correct)
     curves["truncation"] = _truncation(backbone, data, folder, settings, curves["confidence"])

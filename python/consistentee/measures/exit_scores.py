@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consistentee_ext.criteria import SCORES, Prediction
 from consistentee_ext.reference import prediction_statistics
 
 
@@ -31,23 +32,22 @@ def prediction_features(exit_logits: Tensor) -> Tensor:
 def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> Tensor:
     """The score of every row at every layer but the last, at which all leave: ``[N, L-1]``.
 
-    The formulas are those of `consistentee_ext.heads.ExitRule`, all layers being exits.
+    The formulas are `consistentee_ext.criteria.SCORES`, all layers being exits.
 
     Args:
-        criterion: one of `consistentee_ext.heads.CRITERIA`.
+        criterion: one of `consistentee_ext.criteria.CRITERIA`.
         exit_logits: ``[N, L, C]``.
         policy_logits: ``[N, L-1]``.
     """
-    if criterion == "policy":
-        return policy_logits.sigmoid()
-    if criterion == "energy":
-        return exit_logits[:, :-1].logsumexp(dim=-1).sigmoid()
-    features = prediction_features(exit_logits)[:, :-1]
-    if criterion == "confidence":
-        return features[..., 0]
-    if criterion == "entropy":
-        return features[..., 2]
-    return agreement_streak(features[..., 4]) / max(features.shape[1], 1)
+    statistics = prediction_features(exit_logits)[:, :-1]
+    prediction = Prediction(
+        logits=exit_logits[:, :-1],
+        statistics=statistics,
+        streak=agreement_streak(statistics[..., 4]),
+        max_streak=statistics.shape[1],
+        exit_probability=policy_logits.sigmoid(),
+    )
+    return SCORES[criterion](prediction)
 
 
 def agreement_streak(agreement: Tensor) -> Tensor:

@@ -21,10 +21,9 @@ from transformers.utils import ModelOutput
 
 from consistentee.measures.metrics import check_metric
 from consistentee.model.loss import depth_weighted_loss, exit_loss
+from consistentee_ext.criteria import POLICY_INPUTS, check_criterion, check_threshold
 from consistentee_ext.heads import (
-    POLICY_INPUTS,
     POOLINGS,
-    ExitRule,
     build_exit_heads,
     check_alpha,
     speed_of,
@@ -43,7 +42,7 @@ class ConsistentEEConfig(PreTrainedConfig):
             nothing of a number), the ``"state"`` (the paper's, and regression's default), or
             ``"both"`` (`consistentee.training.train.train`'s default where rows are many enough).
         policy_size: width of a policy's hidden layer.
-        criterion: the exit rule's score, see `consistentee_ext.heads.ExitRule`.
+        criterion: the exit rule's score, see `consistentee_ext.criteria`.
         threshold: the score above which a row exits, in (0, 1].
         alpha: the accuracy that a layer less is worth for the easiest row; 0 puts no price on
             depth. A list has one price for each layer.
@@ -91,7 +90,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
         _check_prices(alpha, alpha_range, backbone.num_hidden_layers)
-        ExitRule(criterion, threshold)  # raises
+        check_criterion(criterion)
+        check_threshold(threshold)
         self.backbone = backbone
         self.pooling = pooling
         self.policy_input = policy_input

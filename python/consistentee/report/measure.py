@@ -33,8 +33,8 @@ from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.report.contents import ClassDepth, Example, Report, ScoreBin, Timing
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.criteria import PLAIN_CRITERIA
 
-BASELINES = ("confidence", "entropy", "patience", "energy")
 BINS = 10
 EXAMPLES = 8
 GRID_STEPS = 20  # of a mean over seeds, for each layer
@@ -108,7 +108,7 @@ def same_weights(criterion: str, output: ConsistentEEOutput, correct: Tensor) ->
         f"by {name}, same weights": threshold_curve(
             exit_scores(name, output.exit_logits, output.policy_logits), correct
         )
-        for name in BASELINES
+        for name in PLAIN_CRITERIA
         if name != criterion
     }
     layer_accuracy = dict(enumerate(correct.double().mean(dim=0).tolist(), start=1))

@@ -1,0 +1,89 @@
+"""Exit criteria: what a row's score is, by name. Everything that knows a criterion reads it here.
+
+The order of `SCORES` numbers the criteria for the compiled ops (`Criterion` in
+csrc/include/consistentee/exit_head.h) and the Triton kernels, which compute the same formulas.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+# What a policy may read, numbered from 1 on as `PolicyInput` in exit_head.h; 0 is no policy.
+POLICY_INPUTS = ("state", "prediction", "both")
+
+
+class Prediction(NamedTuple):
+    """What an exit layer knows of rows of any shape ``[...]``.
+
+    Attributes:
+        logits: z, ``[..., C]``.
+        statistics: ``[..., 5]``, see `consistentee_ext.reference.prediction_statistics`.
+        streak: ``[...]``, how many exit layers in a row agreed with the one before.
+        max_streak: the most there can be: the exit layers, less one.
+        exit_probability: ``[...]``, the policy's; 1 without policy.
+    """
+
+    logits: Tensor
+    statistics: Tensor
+    streak: Tensor
+    max_streak: int
+    exit_probability: Tensor
+
+
+def _policy(prediction: Prediction) -> Tensor:
+    """The policy's exit probability p (arXiv 2312.11882)."""
+    return prediction.exit_probability
+
+
+def _confidence(prediction: Prediction) -> Tensor:
+    """The top class's probability."""
+    return prediction.statistics[..., 0]
+
+
+def _entropy(prediction: Prediction) -> Tensor:
+    """``1 - entropy / log(C)`` (DeeBERT, arXiv 2004.12993, normalised)."""
+    return prediction.statistics[..., 2]
+
+
+def _patience(prediction: Prediction) -> Tensor:
+    """``streak / max_streak`` (PABEE, arXiv 2006.04152)."""
+    return prediction.streak.float() / max(prediction.max_streak, 1)
+
+
+def _energy(prediction: Prediction) -> Tensor:
+    """``sigmoid(logsumexp(z)) = Z / (1 + Z)``, ``Z = sum exp(z)``: the negative free energy
+    (arXiv 2010.03759; E-LANG, arXiv 2203.00748), brought into (0, 1).
+    """
+    return torch.sigmoid(torch.logsumexp(prediction.logits, dim=-1))
+
+
+SCORES: dict[str, Callable[[Prediction], Tensor]] = {
+    "policy": _policy,
+    "confidence": _confidence,
+    "entropy": _entropy,
+    "patience": _patience,
+    "energy": _energy,
+}
+CRITERIA = tuple(SCORES)
+# Those that need no policy, for comparisons on the same weights.
+PLAIN_CRITERIA = CRITERIA[1:]
+
+
+def check_criterion(criterion: object) -> str:
+    """The criterion; raises ValueError unless it is one of `CRITERIA`."""
+    if criterion not in SCORES:
+        raise ValueError(f"criterion: expected one of {CRITERIA}, got {criterion!r}")
+    return str(criterion)
+
+
+def check_threshold(value: object) -> float:
+    """The threshold as a float; raises unless it is a number in (0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"threshold: expected a number in (0, 1], got {type(value).__name__}")
+    if not 0.0 < value <= 1.0:
+        raise ValueError(f"threshold: expected a number in (0, 1], got {value}")
+    return float(value)
