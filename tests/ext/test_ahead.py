@@ -66,12 +66,20 @@ class Device:
         return reference.exit_step_ahead(batch, pooled, head, decision, results, totals)
 
 
+def _index_waits(index: object) -> bool:
+    """A mask's size, and where a number or a slice points, is known to the device alone."""
+    if isinstance(index, slice):
+        return any(isinstance(n, torch.Tensor) for n in (index.start, index.stop, index.step))
+    return isinstance(index, torch.Tensor) and (index.dtype == torch.bool or index.dim() == 0)
+
+
 class HostWaits(TorchFunctionMode):
     """Records what a host could not do to a tensor of a device without waiting for it."""
 
     READS = (
-        *("item", "tolist", "numpy", "cpu", "nonzero", "unique", "equal", "masked_select"),
-        *("__bool__", "__int__", "__float__", "__index__"),
+        *("item", "tolist", "numpy", "cpu", "equal", "allclose", "is_nonzero"),
+        *("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select", "bincount"),
+        *("__bool__", "__int__", "__float__", "__index__", "__contains__"),
     )
 
     def __init__(self) -> None:
@@ -86,14 +94,24 @@ class HostWaits(TorchFunctionMode):
         kwargs: dict | None = None,
     ) -> object:
         name = getattr(func, "__name__", str(func))
-        masks = [
-            index
-            for index in (args[1] if name == "__getitem__" and isinstance(args[1], tuple) else args)
-            if isinstance(index, torch.Tensor) and index.dtype == torch.bool
-        ]
-        if name in self.READS or (name == "__getitem__" and masks):
+        if self._waits(name, args, kwargs or {}):
             self.seen.append(name)
         return func(*args, **(kwargs or {}))
+
+    def _waits(self, name: str, args: tuple, kwargs: dict) -> bool:
+        if name in ("__getitem__", "__setitem__"):
+            indices = args[1] if isinstance(args[1], tuple) else (args[1],)
+            return any(map(_index_waits, indices))
+        if name == "repeat_interleave":
+            counted = any(
+                isinstance(value, torch.Tensor) for value in (*args[1:], *kwargs.values())
+            )
+            return (counted or len(args) == 1) and kwargs.get("output_size") is None
+        if name == "where":
+            return len(args) == 1 and not kwargs
+        if name == "to":
+            return any(str(value) == "cpu" for value in (*args[1:], *kwargs.values()))
+        return name in self.READS
 
 
 @pytest.fixture
@@ -180,21 +198,73 @@ def test_a_whole_call_waits_for_counts_alone(
     assert device.waits == ([0, 0, 0] if sync == "eager" else [1, 1])
 
 
-def test_a_wait_before_the_first_layer_is_seen(
-    device: Device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What the passes once did: the longest length was read from the device."""
-    encoder, _ = encoder_pair("lagged")
+Wait = Callable[[torch.Tensor], object]
+COUNTS = torch.tensor([1, 2])
+WAITS: list[tuple[str, Wait]] = [
+    ("__int__", lambda x: int(x.diff().max())),
+    ("__bool__", lambda x: bool((x < 99).all())),
+    ("__float__", lambda x: float(x.max())),
+    ("__index__", lambda x: range(99)[x.max()]),
+    ("__contains__", lambda x: 3 in x),
+    ("__getitem__", lambda x: x[x == 0]),
+    ("__getitem__", lambda x: x[None][:, x == 0]),
+    ("__getitem__", lambda x: x[x.argmax()]),
+    ("__getitem__", lambda x: x[: x.max()]),
+    ("__setitem__", lambda x: x.clone().__setitem__(x == 0, x[:1])),
+    ("item", lambda x: x.max().item()),
+    ("tolist", lambda x: x.tolist()),
+    ("cpu", lambda x: x.cpu()),
+    ("to", lambda x: x.to("cpu")),
+    ("to", lambda x: x.to(device=torch.device("cpu"))),
+    ("numpy", lambda x: x.numpy()),
+    ("equal", lambda x: torch.equal(x, x)),
+    ("nonzero", lambda x: x.nonzero()),
+    ("where", lambda x: torch.where(x == 0)),
+    ("masked_select", lambda x: x.masked_select(x == 0)),
+    ("unique", lambda x: x.unique()),
+    ("repeat_interleave", lambda x: x[:2].repeat_interleave(COUNTS)),
+    ("repeat_interleave", lambda x: torch.repeat_interleave(COUNTS)),
+]  # fmt: skip
+NO_WAITS: list[Wait] = [
+    lambda x: x[:2].repeat_interleave(COUNTS, output_size=3),
+    lambda x: x[:2].repeat_interleave(2),
+    lambda x: x.to(torch.int32),
+    lambda x: torch.where(x == 0, x, 1),
+    lambda x: (x == 0)[1:],
+    lambda x: x[x.argsort()],
+]
+
+
+def waits_with(
+    monkeypatch: pytest.MonkeyPatch, encoder: FastEarlyExitEncoder, planted: Wait
+) -> list[str]:
+    """Of a call that does `planted` to the positions of its tokens before the first layer."""
     embed = encoder._trunk.embed
 
     def reading(ids: torch.Tensor, types: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        assert int(positions.max()) == 40
-        assert bool((types < 2).all())
-        assert len(ids[types == 0]) < len(ids)
+        planted(positions)
         return embed(ids, types, positions)
 
-    monkeypatch.setattr(encoder._trunk, "embed", reading)
-    assert waits_after_packing(monkeypatch, encoder) == ["__int__", "__bool__", "__getitem__"]
+    with monkeypatch.context() as patch:
+        patch.setattr(encoder._trunk, "embed", reading)
+        return waits_after_packing(monkeypatch, encoder)
+
+
+@pytest.mark.parametrize(("name", "planted"), WAITS)
+def test_a_wait_before_the_first_layer_is_seen(
+    device: Device, monkeypatch: pytest.MonkeyPatch, name: str, planted: Wait
+) -> None:
+    """What the passes once did, reading the longest length from the device, and all its like."""
+    encoder, _ = encoder_pair("lagged")
+    assert name in waits_with(monkeypatch, encoder, planted)
+
+
+@pytest.mark.parametrize("planted", NO_WAITS)
+def test_work_of_known_size_is_no_wait(
+    device: Device, monkeypatch: pytest.MonkeyPatch, planted: Wait
+) -> None:
+    encoder, _ = encoder_pair("lagged")
+    assert waits_with(monkeypatch, encoder, planted) == []
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
