@@ -40,6 +40,12 @@ def mixed_rows(rows: int, seed: int = 5) -> Batch:
     return random_batch(lengths.tolist(), seed=seed)
 
 
+def assert_equal(found: EarlyExitOutput, expected: EarlyExitOutput) -> None:
+    """Bit for bit: of passes that launch the same work."""
+    for name in ("exit_layers", "exit_scores", "logits"):
+        assert torch.equal(found[name], expected[name]), name
+
+
 def assert_same(found: EarlyExitOutput, expected: EarlyExitOutput) -> None:
     """Of two float32 passes; a product of another number of rows may round otherwise."""
     assert torch.equal(found.exit_layers.cpu(), expected.exit_layers.cpu())
@@ -63,7 +69,8 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
     for sync in ("eager", "lagged"):
         found = encoder_on(gpu_backend, dtype, sync, pooling)(**batch)
         same = found.exit_layers.cpu() == expected.exit_layers
-        assert same.double().mean() >= (1.0 if dtype == torch.float32 else 0.85)
+        elsewhere = 0 if dtype == torch.float32 else round(rows / 10)
+        assert int((~same).sum()) <= elsewhere
         same &= rounded.exit_layers == expected.exit_layers
         for name in ("logits", "exit_scores"):
             values = [output[name].cpu()[same] for output in (found, expected, rounded)]
@@ -71,16 +78,24 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
                 assert_near(*values, floor=max(torch.finfo(dtype).eps, 1e-5))
 
 
-@pytest.mark.parametrize("sync", ["eager", "lagged"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("threshold", "layer"), [(1e-9, 1), (1.0, 4)])
-def test_all_leave_or_none(gpu_backend: str, sync: str, threshold: float, layer: int) -> None:
+def test_all_leave_or_none(
+    gpu_backend: str, threshold: float, layer: int, dtype: torch.dtype
+) -> None:
+    """Rounding decides nothing here, and both hosts give every row the same work."""
     batch = mixed_rows(8)
-    encoder, expected = encoder_on(gpu_backend, sync=sync), plain()
-    encoder.threshold = expected.threshold = threshold
-    found = encoder(**batch)
-    assert found.exit_layers.tolist() == [layer] * 8
-    values = found.logits, expected(**batch).logits
-    assert_near(*values, values[1], floor=1e-5)
+    outputs = []
+    encoders = [encoder_on(gpu_backend, dtype, sync) for sync in ("eager", "lagged")]
+    for encoder in (*encoders, plain(), plain(dtype=dtype)):
+        encoder.threshold = threshold
+        outputs.append(encoder(**batch))
+        assert outputs[-1].exit_layers.tolist() == [layer] * 8
+    eager, lagged, expected, rounded = outputs
+    assert_equal(lagged, eager)
+    for name in ("logits", "exit_scores"):
+        values = (eager[name], expected[name], rounded[name])
+        assert_near(*values, floor=max(torch.finfo(dtype).eps, 1e-5))
 
 
 def test_no_rows(gpu_backend: str) -> None:
@@ -97,14 +112,14 @@ def test_inputs_from_host_or_device(gpu_backend: str) -> None:
     narrow = {name: rows.int() for name, rows in there.items()}
     mixed = there | {"attention_mask": batch["attention_mask"].bool()}
     for inputs in (there, narrow, mixed):
-        assert_same(encoder(**inputs), expected)
+        assert_equal(encoder(**inputs), expected)
 
 
 def test_a_row_does_not_see_the_others(gpu_backend: str) -> None:
-    batch = mixed_rows(8)
+    batch = mixed_rows(8 if REHEARSED else 33)
     encoder = encoder_on(gpu_backend)
     together = encoder(**batch)
-    for row in range(8):
+    for row in range(len(together.logits)):
         alone = encoder(**{name: rows[row : row + 1] for name, rows in batch.items()})
         assert torch.equal(alone.exit_layers[0], together.exit_layers[row])
         torch.testing.assert_close(alone.logits[0], together.logits[row], atol=1e-4, rtol=1e-4)
