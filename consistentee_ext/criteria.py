@@ -24,19 +24,20 @@ class Prediction(NamedTuple):
         statistics: ``[..., 5]``, see `consistentee_ext.reference.prediction_statistics`.
         streak: ``[...]``, how many exit layers in a row agreed with the one before.
         max_streak: the most there can be: the exit layers, less one.
-        exit_probability: ``[...]``, the policy's; 1 without policy.
+        exit_probability: gives ``[...]``, the policy's, 1 without policy; called by the criterion
+            that reads it alone.
     """
 
     logits: Tensor
     statistics: Tensor
     streak: Tensor
     max_streak: int
-    exit_probability: Tensor
+    exit_probability: Callable[[], Tensor]
 
 
 def _policy(prediction: Prediction) -> Tensor:
     """The policy's exit probability p (arXiv 2312.11882)."""
-    return prediction.exit_probability
+    return prediction.exit_probability()
 
 
 def _confidence(prediction: Prediction) -> Tensor:
@@ -75,7 +76,7 @@ PLAIN_CRITERIA = CRITERIA[1:]
 
 def check_criterion(criterion: object) -> str:
     """The criterion; raises ValueError unless it is one of `CRITERIA`."""
-    if criterion not in SCORES:
+    if criterion not in CRITERIA:
         raise ValueError(f"criterion: expected one of {CRITERIA}, got {criterion!r}")
     return str(criterion)
 

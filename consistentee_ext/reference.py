@@ -196,8 +196,13 @@ def exit_step(
     streaks = (results.streaks[rows] + 1) * agreement
     results.streaks[rows] = streaks
     results.labels[rows] = logits.argmax(dim=-1).int()
-    probability = policy_probability(state, statistics, weights)
-    prediction = Prediction(logits, statistics, streaks, decision.max_streak, probability)
+    prediction = Prediction(
+        logits,
+        statistics,
+        streaks,
+        decision.max_streak,
+        lambda: policy_probability(state, statistics, weights),
+    )
     scores = SCORES[decision.criterion](prediction)
     leave = torch.ones_like(scores, dtype=torch.bool)
     if not decision.last:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.exit_cases import clone, make_batch, make_results, make_weights
-from support.gpu import CARD, DEVICE, DTYPES, REHEARSED, assert_near, on_a_card, on_device
+from support.exit_cases import DTYPES, clone, make_batch, make_results, make_weights
+from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_a_card, on_device
 
 from consistentee_ext import device_attention, ops, reference
 from consistentee_ext.criteria import CRITERIA

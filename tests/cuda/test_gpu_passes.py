@@ -8,7 +8,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from support.gpu import DEVICE, DTYPES, REHEARSED, assert_near, on_a_card
+from support.exit_cases import DTYPES
+from support.gpu import DEVICE, REHEARSED, assert_near, on_a_card
 from support.models import random_batch, tiny_model
 
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder

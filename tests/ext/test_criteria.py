@@ -44,7 +44,7 @@ def test_scores_by_hand() -> None:
         reference.prediction_statistics(logits, torch.tensor([0])),
         streak=torch.tensor([2]),
         max_streak=3,
-        exit_probability=torch.tensor([0.4]),
+        exit_probability=lambda: torch.tensor([0.4]),
     )
     entropy = -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25))
     expected = {
@@ -62,6 +62,8 @@ def test_checks() -> None:
     assert check_criterion("entropy") == "entropy"
     with pytest.raises(ValueError, match=r"criterion: expected one of .*, got 'mood'"):
         check_criterion("mood")
+    with pytest.raises(ValueError, match=r"criterion: expected one of .*, got \['entropy'\]"):
+        check_criterion(["entropy"])
     assert check_threshold(1) == 1.0
     for value in (0, 1.5, -1.0, float("nan")):
         with pytest.raises(ValueError, match=r"threshold: expected a number in \(0, 1\], got"):

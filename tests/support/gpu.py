@@ -22,7 +22,6 @@ if not (CARD or WANTED or REHEARSED):
     pytest.skip("torch finds no CUDA device", allow_module_level=True)
 
 DEVICE = torch.device("cpu" if REHEARSED else "cuda")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 on_a_card = pytest.mark.skipif(REHEARSED, reason="needs a card")
 
 

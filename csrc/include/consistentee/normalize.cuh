@@ -29,6 +29,24 @@ struct RowPooling {
   bool mean;                  // of the row's tokens; else its first
 };
 
+// The accesses of a lane that wait for memory together, of two operands: number `first` and on.
+template <int Width, typename scalar_t>
+static __device__ __forceinline__ void load_pair(
+    const scalar_t* one,
+    const scalar_t* other,
+    int first,
+    int count,
+    Wide<scalar_t, Width> (&a)[kInFlight],
+    Wide<scalar_t, Width> (&b)[kInFlight]) {
+#pragma unroll
+  for (int k = 0; k < kInFlight; ++k) {
+    const int i = first + k * kWarp;
+    if (i >= count) continue;
+    a[k] = load_wide<Width>(one + i * Width);
+    b[k] = load_wide<Width>(other + i * Width);
+  }
+}
+
 // One token, by one warp, in accesses of Width elements. `x` holds H floats of shared memory, which
 // become the token's rounded values; a lane reads of them what it wrote.
 template <int Width, typename scalar_t>
@@ -40,13 +58,7 @@ static __device__ __forceinline__ void normalize_by(
   float sum = 0.0f;
   for (int first = lane; first < count; first += kInFlight * kWarp) {
     Wide<scalar_t, Width> a[kInFlight] = {}, b[kInFlight] = {};
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-      const int i = first + k * kWarp;
-      if (i >= count) continue;
-      a[k] = load_wide<Width>(hidden + i * Width);
-      b[k] = load_wide<Width>(residual + i * Width);
-    }
+    load_pair(hidden, residual, first, count, a, b);
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
       const int i = first + k * kWarp;
@@ -74,13 +86,7 @@ static __device__ __forceinline__ void normalize_by(
   const float scale = 1.0f / sqrtf(variance + norm.eps);
   for (int first = lane; first < count; first += kInFlight * kWarp) {
     Wide<scalar_t, Width> w[kInFlight] = {}, b[kInFlight] = {};
-#pragma unroll
-    for (int k = 0; k < kInFlight; ++k) {
-      const int i = first + k * kWarp;
-      if (i >= count) continue;
-      w[k] = load_wide<Width>(norm.weight + i * Width);
-      b[k] = load_wide<Width>(norm.bias + i * Width);
-    }
+    load_pair(norm.weight, norm.bias, first, count, w, b);
 #pragma unroll
     for (int k = 0; k < kInFlight; ++k) {
       const int i = first + k * kWarp;

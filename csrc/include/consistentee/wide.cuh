@@ -18,8 +18,8 @@ static __device__ __forceinline__ bool is_wide(const void* address) {
   return reinterpret_cast<uintptr_t>(address) % kWideBytes == 0;
 }
 
-// The address is a multiple of the bytes read, or of 16 where they are more; and so below. A memcpy would not do: nvcc makes single
-// bytes of it, whatever it is told of the alignment.
+// The address is a multiple of the bytes read, or of 16 where they are more; and so below. A memcpy
+// to a local would not do: nvcc makes single bytes of it, whatever it is told of the alignment.
 template <int Width, typename scalar_t>
 static __device__ __forceinline__ Wide<scalar_t, Width> load_wide(const scalar_t* from) {
   return *reinterpret_cast<const Wide<scalar_t, Width>*>(from);

@@ -45,7 +45,7 @@ def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> T
         statistics=statistics,
         streak=agreement_streak(statistics[..., 4]),
         max_streak=statistics.shape[1],
-        exit_probability=policy_logits.sigmoid(),
+        exit_probability=policy_logits.sigmoid,
     )
     return SCORES[criterion](prediction)
 
