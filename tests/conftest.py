@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Before torch is imported. A thread that spins while it waits for the others of a tiny operation
+# keeps them from running where another process has the cores: trainings here took 30 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 from support.backends import BACKENDS
 from support.models import save_backbone
 
 if TYPE_CHECKING:
     from support.letters import Letters
     from support.recorder import Recorder
+
+
+def pytest_collection_finish() -> None:
+    """Each phase of a training collects garbage, which takes most of its time where it has to look
+    at all that torch, transformers and datasets have imported.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
 
 
 @pytest.fixture(params=BACKENDS)

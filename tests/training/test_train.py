@@ -39,8 +39,11 @@ def test_log_has_every_phase(letters, trained):
     assert list(log["phases"]) == list(STEPS)
     for phase in log["phases"].values():
         assert len(phase["losses"]) == 2
-        assert phase["seconds"] > 0
         assert len(phase["dev"]["layer_accuracy"]) == 3
+    # In tenths: a phase of a few small steps may have none.
+    seconds = [phase["seconds"] for phase in log["phases"].values()]
+    assert min(seconds) >= 0
+    assert sum(seconds) > 0
 
 
 def test_each_phase_moves_its_parameters_alone(phases):
