@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from support.backends import BACKENDS
 from support.models import save_backbone
+from support.needs import check_needs, skip_or_fail
 
 if TYPE_CHECKING:
     from support.letters import Letters
@@ -31,6 +32,10 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    check_needs(item)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -76,7 +81,11 @@ def phases(letters: Letters, tmp_path_factory: pytest.TempPathFactory) -> list[R
 
 @pytest.fixture(params=["cuda", "triton"])
 def gpu_backend(request: pytest.FixtureRequest) -> str:
-    from support.gpu import require  # skips, where there is no card
+    from support.gpu import DEVICE
 
-    require(request.param)
+    from consistentee_ext.backend import availability
+
+    found = availability(request.param, DEVICE)
+    if not found.usable:
+        skip_or_fail("cuda", f"{request.param}: {found.reason}")
     return request.param

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.cuda_host import COMPILER, HEADERS, CudaHost, compile_host
+from support.cuda_host import HEADERS, CudaHost, compile_host
 from support.exit_cases import (
     clone,
     make_batch,
@@ -27,7 +27,7 @@ from torch import Tensor
 from consistentee_ext.packed import ExitDecision, LayerNormWeights
 
 pytestmark = [
-    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for Linux"),
+    pytest.mark.needs_compiler,
     # The child below uses neither locks nor threads of its parent.
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]

@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from support.cuda_host import (
-    COMPILER,
     CRITERIA,
     DTYPES,
     POLICY_INPUTS,
@@ -35,7 +34,7 @@ from consistentee_ext.packed import (
     PackedBatch,
 )
 
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler for Linux")
+pytestmark = pytest.mark.needs_compiler
 ROWS = (1, 2, 31, 33, 257, 300, 600)
 
 

@@ -12,17 +12,16 @@ from typing import NamedTuple
 
 import pytest
 from support.cuda_host import HEADERS
+from support.needs import NVCC, TOOLKIT
 
 TARGETS = ("sm_80", "sm_90")
-TOOLKIT = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
-NVCC = shutil.which("nvcc", path=f"{TOOLKIT / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}")
 SOURCES = sorted((HEADERS / "consistentee").glob("*.cuh"))
 KERNEL = re.compile(
     r"(template <typename scalar_t>\s+)?static __global__ void\s+"
     r"(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("
 )
 
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc")
+pytestmark = pytest.mark.needs_nvcc
 
 
 def declared_kernels() -> dict[str, bool]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from support.exit_cases import DTYPES, clone, make_batch, make_results, make_weights
-from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_a_card, on_device
+from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 
 from consistentee_ext import device_attention, ops, reference
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.packed import ExitDecision, LayerNormWeights
 
+pytestmark = pytest.mark.needs_device
 SHAPES = [(1, 8, 1), (7, 99, 5), (300, 768, 2), (33, 1024, 1024)]
 
 
@@ -105,7 +106,7 @@ def test_chosen_exit_steps(
 
 
 @pytest.mark.gpu_racecheck
-@on_a_card
+@pytest.mark.needs_cuda
 def test_exit_step_without_races() -> None:
     check_exit_step("cuda", torch.bfloat16, "both", "policy", (33, 768, 2))
 

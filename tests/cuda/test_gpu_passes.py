@@ -9,12 +9,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 from support.exit_cases import DTYPES
-from support.gpu import DEVICE, REHEARSED, assert_near, on_a_card
+from support.gpu import DEVICE, REHEARSED, assert_near
 from support.models import random_batch, tiny_model
 
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 
-pytestmark = pytest.mark.gpu_check
+pytestmark = [pytest.mark.gpu_check, pytest.mark.needs_device]
 Batch = dict[str, torch.Tensor]
 
 
@@ -135,7 +135,7 @@ def waits_are_errors() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@on_a_card
+@pytest.mark.needs_cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
 def test_only_counts_are_waited_for(gpu_backend: str, sync: str, dtype: torch.dtype) -> None:
@@ -150,7 +150,7 @@ def test_only_counts_are_waited_for(gpu_backend: str, sync: str, dtype: torch.dt
     assert torch.equal(found.exit_layers, expected.exit_layers)
 
 
-@on_a_card
+@pytest.mark.needs_cuda
 def test_streams_side_by_side(gpu_backend: str) -> None:
     """A pass that returns while its last kernels are to run shares nothing with the next."""
     batches = [mixed_rows(33, seed) for seed in range(8)]
@@ -168,7 +168,7 @@ def test_streams_side_by_side(gpu_backend: str) -> None:
             assert_same(one, other)
 
 
-@on_a_card
+@pytest.mark.needs_cuda
 def test_small_batches_in_a_row(gpu_backend: str) -> None:
     """Inputs of one call may take pinned memory that the call before has left."""
     encoder = encoder_on(gpu_backend, sync="lagged")
@@ -183,7 +183,7 @@ def test_small_batches_in_a_row(gpu_backend: str) -> None:
             assert_same(one, other)
 
 
-@on_a_card
+@pytest.mark.needs_cuda
 def test_two_threads(gpu_backend: str) -> None:
     batches = [mixed_rows(8, seed) for seed in range(6)]
     encoder = encoder_on(gpu_backend)
@@ -196,7 +196,7 @@ def test_two_threads(gpu_backend: str) -> None:
 
 
 @pytest.mark.gpu_memcheck
-@on_a_card
+@pytest.mark.needs_cuda
 def test_pass_of_eight_rows() -> None:
     batch = mixed_rows(8)
     found = encoder_on("cuda", torch.bfloat16)(**batch)

@@ -19,7 +19,7 @@ from consistentee.model.policies import PolicyNetwork
 from consistentee.training.estimators import exact
 from consistentee.training.losses import Losses
 
-pytestmark = pytest.mark.gpu_check
+pytestmark = [pytest.mark.gpu_check, pytest.mark.needs_device]
 STEPS, ROWS = 20, 32
 LOSSES = Losses(exact, alpha=0.06)
 Batch = dict[str, Tensor]

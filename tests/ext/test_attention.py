@@ -6,13 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.backends import BACKENDS
 from torch import Tensor
 
 from consistentee_ext import ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+native = pytest.mark.needs_native
 
 
 def offsets(lengths: list[int]) -> Tensor:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.backends import BACKENDS
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs
 
 GOOD = random_batch([3, 5])
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+native = pytest.mark.needs_native
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.backends import BACKENDS
 from torch.nn import functional as F
 
 from consistentee_ext import linear
@@ -42,7 +41,7 @@ def test_linear(
         assert error <= 2 * eager_error + 1e-6
 
 
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+@pytest.mark.needs_native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("rows", [0, 1, 61, 65, 513, 1030])
 @pytest.mark.parametrize("more", [0, 3, 40])

@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.backends import BACKENDS
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, linear
@@ -18,7 +17,7 @@ from consistentee_ext.inputs import Limits, pack_inputs
 from consistentee_ext.native import NativeEncoder
 from consistentee_ext.packed import ExitState
 
-pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+pytestmark = pytest.mark.needs_native
 
 NEEDS_BF16 = pytest.mark.skipif(
     not linear._onednn_available(torch.bfloat16), reason="this processor has no bfloat16 products"

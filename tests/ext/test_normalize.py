@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.backends import BACKENDS
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
@@ -12,7 +11,7 @@ from consistentee_ext import ops, reference
 from consistentee_ext.packed import LayerNormWeights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+native = pytest.mark.needs_native
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

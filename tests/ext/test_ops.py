@@ -6,14 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.backends import BACKENDS
 from support.exit_cases import DTYPES, EXTREME_LOGITS, clone, make_batch, make_results, make_weights
 
 from consistentee_ext import ops, reference
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
 
-native = pytest.mark.skipif("cpu" not in BACKENDS, reason="the C++ extension is not built")
+native = pytest.mark.needs_native
 
 
 def check_exit_step(

@@ -6,15 +6,13 @@ Letters: B rows, T packed tokens, H hidden size; B' and T' are those that stay.
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import subprocess
-import sys
 from ctypes import POINTER, c_bool, c_char_p, c_float, c_int, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
+from support.needs import COMPILER
 from torch import Tensor
 
 from consistentee_ext import criteria
@@ -30,8 +28,6 @@ from consistentee_ext.packed import (
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc" / "include"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# The machine of tests/native/cuda_machine.h looks into its own ELF segments.
-COMPILER = shutil.which(os.environ.get("CXX", "g++")) if sys.platform == "linux" else None
 POLICY_INPUTS = (None, *criteria.POLICY_INPUTS)
 NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
 

@@ -1,35 +1,21 @@
 """Where the tests of the device's kernels run: on a card, or in Triton's interpreter.
 
-Without a card they are skipped; with CONSISTENTEE_FAIL_WITHOUT_CUDA=1 that is a failure. With
-TRITON_INTERPRET=1 they are rehearsed on the CPU by the Triton kernels.
+They are marked `needs_device`, or `needs_cuda` where only a card will do: without one they are
+skipped, or fail with CONSISTENTEE_FAIL_WITHOUT_CUDA=1. With TRITON_INTERPRET=1 the Triton kernels
+rehearse the former on the CPU.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
-import pytest
 import torch
+from support.needs import INTERPRETER, wanted
 from torch import Tensor
 
-from consistentee_ext.backend import availability
-
-WANTED = os.environ.get("CONSISTENTEE_FAIL_WITHOUT_CUDA") == "1"
 CARD = torch.cuda.is_available()
-REHEARSED = not CARD and not WANTED and os.environ.get("TRITON_INTERPRET") == "1"
-if not (CARD or WANTED or REHEARSED):
-    pytest.skip("torch finds no CUDA device", allow_module_level=True)
-
+REHEARSED = not CARD and not wanted("cuda") and INTERPRETER
 DEVICE = torch.device("cpu" if REHEARSED else "cuda")
-on_a_card = pytest.mark.skipif(REHEARSED, reason="needs a card")
-
-
-def require(backend: str) -> None:
-    """Skip, or fail where a card is wanted, unless the backend runs on the device."""
-    found = availability(backend, DEVICE)
-    if not found.usable:
-        (pytest.fail if WANTED else pytest.skip)(f"{backend}: {found.reason}")
 
 
 def on_device(value: tuple[Any, ...]) -> Any:
