@@ -18,11 +18,12 @@ CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -nam
 # One line a package in place of pip's progress bars.
 PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
 
-.PHONY: help install demo test bench lint format types test-abi sanitize test-cuda-build gpu-check test-gpu clean
+.PHONY: help install demo test test-slow bench lint format types test-abi sanitize test-cuda-build gpu-check test-gpu clean
 
 help:
 	@echo "make demo      train, evaluate and report on text found on this machine (runs/demo)"
-	@echo "make test      the tests"
+	@echo "make test      the tests that take minutes"
+	@echo "make test-slow the others: builds, kills, other processes, sources broken on purpose"
 	@echo "make bench     the benchmarks"
 	@echo "make lint      ruff, clang-format; make format applies them"
 	@echo "make types     mypy"
@@ -52,7 +53,10 @@ demo: install
 	$(BIN)/consistentee demo --output runs/demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow
 
 bench: install
 	$(BIN)/python -m pytest bench/ --benchmark-only

@@ -46,6 +46,7 @@ def run(rows: dict[int, Row], seconds: float = 300.0) -> list[gpu_check.Result]:
     return results
 
 
+@pytest.mark.slow
 def test_a_row_that_ends_badly_leaves_the_others_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_check, "START_UP", 30.0)
     rows = {
@@ -77,6 +78,7 @@ def test_a_row_that_ends_badly_leaves_the_others_alone(monkeypatch: pytest.Monke
     assert results[4].seconds < 10.0
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_time_are_not_begun() -> None:
     results = run({1: Row("hanging", 100.0, hanging), 2: Row("good", 100.0, good)}, seconds=12.0)
     assert [result.status for result in results] == [

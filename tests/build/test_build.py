@@ -112,6 +112,7 @@ def test_build_info():
     assert (info["cuda_version"] is None) == (info["cuda_architectures"] is None)
 
 
+@pytest.mark.slow
 @pytest.mark.needs_native
 def test_simd_level_follows_the_processor_and_the_limit():
     from consistentee_ext import _C
@@ -136,6 +137,7 @@ def test_simd_level_follows_the_processor_and_the_limit():
 # ---- CMake without packaging ----
 
 
+@pytest.mark.slow
 def test_cmake_alone(source: Path, tmp_path: Path):
     cmake, build = tool("cmake"), tmp_path / "build"
     path = f"{Path(tool('ninja')).parent}:{os.environ['PATH']}"
@@ -197,6 +199,7 @@ def test_cmake_stops_where_cuda_is_forced_without_a_toolkit(source: Path, tmp_pa
 # ---- without a native build ----
 
 
+@pytest.mark.slow
 def test_python_packages_install_alone(source: Path, tmp_path: Path):
     target = tmp_path / "target"
     pip = (sys.executable, "-m", "pip", "install", "-v", "--no-index")
@@ -252,6 +255,7 @@ def test_without_torch_the_build_leaves_native_code_out(source: Path, tmp_path: 
     assert "CONSISTENTEE_FORCE_CUDA=1, but torch is not installed" in forced.stdout
 
 
+@pytest.mark.slow
 def test_an_error_in_the_sources_stops_the_install(source: Path):
     (source / "csrc" / "module.cpp").write_text("#error broken on purpose\n")
     result = run(

@@ -198,6 +198,7 @@ def expected(libraries: dict[str, Future[Path]]) -> list[Tensor]:
     return outcome(CudaHost(libraries["nothing"].result()), seed=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", PATCHES)
 def test_a_mistake_shows(
     libraries: dict[str, Future[Path]], expected: list[Tensor], what: str
@@ -208,6 +209,7 @@ def test_a_mistake_shows(
     assert found != "error"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "place"), BARRIERS)
 def test_a_missing_barrier_shows(
     libraries: dict[str, Future[Path]], expected: list[Tensor], name: str, place: int

@@ -44,7 +44,9 @@ def true_drops(scores: torch.Tensor, correct: torch.Tensor) -> dict[float, float
     return drops | {1.0: 0.0}
 
 
-@pytest.mark.parametrize(("max_drop", "rows"), [(0.02, 800), (0.05, 300)])
+@pytest.mark.parametrize(
+    ("max_drop", "rows"), [pytest.param(0.02, 800, marks=pytest.mark.slow), (0.05, 300)]
+)
 def test_the_guarantee_holds_over_1000_draws(world, max_drop, rows):
     scores, correct = world
     drops = true_drops(scores, correct)

@@ -43,6 +43,7 @@ def test_report_has_a_line_and_a_reason_for_each_backend() -> None:
     assert all(len(line.split()) > 3 for line in lines)
 
 
+@pytest.mark.slow
 @pytest.mark.needs_native
 @pytest.mark.parametrize("level", ["baseline", "avx2"])
 def test_narrower_kernels_pass_the_same_tests(level: str) -> None:

@@ -31,6 +31,7 @@ train(*letters_on(Path({backbone!r})), {output!r}, tokenizer(), SETTINGS)
 SETTINGS = replace(letters.SETTINGS, batch_size=12, policy_batch_size=6, joint_batch_size=12)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_does(tmp_path):
     """The same rows a step, the same losses; no dropout, which each process draws for itself."""
     backbone = tmp_path / "backbone"

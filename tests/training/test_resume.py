@@ -44,10 +44,14 @@ def same_weights(*checkpoints: Path) -> bool:
 
 @pytest.mark.parametrize(
     ("step", "lost"),
-    [(3, 3), (7, 2), (24, 2), (31, 0), (33, 2), (47, 5), (50, 2)],
-    ids=[
-        *("trunk, epoch 1", "trunk, epoch 2", "policies", "between epochs", "joint, epoch 2"),
-        *("joint of all rows", "last policies"),
+    [
+        pytest.param(3, 3, id="trunk, epoch 1", marks=pytest.mark.slow),
+        pytest.param(7, 2, id="trunk, epoch 2"),
+        pytest.param(24, 2, id="policies"),
+        pytest.param(31, 0, id="between epochs", marks=pytest.mark.slow),
+        pytest.param(33, 2, id="joint, epoch 2", marks=pytest.mark.slow),
+        pytest.param(47, 5, id="joint of all rows", marks=pytest.mark.slow),
+        pytest.param(50, 2, id="last policies", marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_goes_on(letters, trained, tmp_path, step, lost):
@@ -80,6 +84,7 @@ train(*letters_on(Path({backbone!r})), {output!r}, tokenizer(), SETTINGS)
 """
 
 
+@pytest.mark.slow
 def test_a_run_killed_by_signal_goes_on(letters, trained, tmp_path):
     output = tmp_path / "model"
     path = [str(Path(__file__).parents[1]), *sys.path]

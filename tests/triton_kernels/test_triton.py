@@ -55,16 +55,17 @@ def release(package: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version(package).split(".")[:2])
 
 
-def test_kernels_match_the_reference_in_the_interpreter() -> None:
+@pytest.mark.parametrize("chosen", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_match_the_reference_in_the_interpreter(chosen: str) -> None:
     if release("triton") < (3, 7) and release("numpy") >= (2, 4):
         pytest.skip("the interpreter of triton < 3.7 cannot loop with numpy >= 2.4")
     files = [str(FOLDER / name) for name in ("triton_cases.py", "triton_passes.py")]
-    output = run_python(
-        ["-m", "pytest", "-q", "-p", "no:cacheprovider", *files], {"TRITON_INTERPRET": "1"}
-    )
+    options = ["-q", "-p", "no:cacheprovider", "-m", chosen]
+    output = run_python(["-m", "pytest", *options, *files], {"TRITON_INTERPRET": "1"})
     assert "skipped" not in output
 
 
+@pytest.mark.slow
 def test_kernels_compile_for_a_gpu(tmp_path: Path) -> None:
     bundled = find_triton() / "backends" / "nvidia" / "bin" / "ptxas"
     toolkit = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "ptxas"

@@ -29,6 +29,9 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 EPS = 1e-12
 UNWRITTEN = 77
 HIDDEN_SIZES = (1, 8, 19, 64, 111, 768)
+slow = pytest.mark.slow  # one case a primitive is fast
+WIDTHS = [size if size == 19 else pytest.param(size, marks=slow) for size in HIDDEN_SIZES]
+INPUTS = [name if name == "both" else pytest.param(name, marks=slow) for name in POLICY_CODES]
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +74,7 @@ def check(found: Tensor, exact: Tensor, eager: Tensor) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", HIDDEN_SIZES)
+@pytest.mark.parametrize("size", WIDTHS)
 def test_add_norm(size: int, dtype: torch.dtype) -> None:
     torch.manual_seed(size)
     hidden, residual = draw(41, size, dtype=dtype), draw(41, size, dtype=dtype) + 3
@@ -83,7 +86,7 @@ def test_add_norm(size: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("size", HIDDEN_SIZES)
+@pytest.mark.parametrize("size", WIDTHS)
 @pytest.mark.parametrize("mean", [False, True])
 def test_add_norm_pool(size: int, mean: bool, dtype: torch.dtype) -> None:
     torch.manual_seed(size)
@@ -214,7 +217,7 @@ def check_exit_step(
 
 
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("policy_input", POLICY_CODES)
+@pytest.mark.parametrize("policy_input", INPUTS)
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_exit_step(criterion: str, policy_input: str | None, last: bool) -> None:
     torch.manual_seed(7)
@@ -225,6 +228,7 @@ def test_exit_step(criterion: str, policy_input: str | None, last: bool) -> None
 SIZES = [(hidden_size, classes) for hidden_size in HIDDEN_SIZES for classes in (1, 2, 3, 77)]
 
 
+@slow
 @pytest.mark.parametrize(("case", "size"), list(enumerate(SIZES)))
 def test_exit_step_at_odd_sizes(case: int, size: tuple[int, int]) -> None:
     """Every hidden size with every number of classes; dtypes, rows and criteria alternate."""
