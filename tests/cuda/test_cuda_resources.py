@@ -130,16 +130,21 @@ def find_cuobjdump() -> str | None:
     return shutil.which("cuobjdump", path=os.pathsep.join(folders))
 
 
-@pytest.mark.parametrize(
-    "instance", [name for name in instances() if name.startswith(("compact_copy", "add_norm"))]
-)
-def test_accesses_are_16_bytes_wide(compiled: Compiled, instance: str) -> None:
+@pytest.fixture(scope="module")
+def functions(compiled: Compiled) -> list[str]:
+    """The assembly of each kernel, after its name."""
     cuobjdump = find_cuobjdump()
     if cuobjdump is None:
         pytest.skip("no cuobjdump")
     command = [cuobjdump, "-sass", "-arch", "sm_80", str(compiled.object_file)]
     listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    functions = listing.split("Function : ")[1:]
+    return listing.split("Function : ")[1:]
+
+
+@pytest.mark.parametrize(
+    "instance", [name for name in instances() if name.startswith(("compact_copy", "add_norm"))]
+)
+def test_accesses_are_16_bytes_wide(functions: list[str], instance: str) -> None:
     named = [text for text in functions if encoded(instance).rstrip("E") in text.split("\n")[0]]
     assert len(named) == 1
     assert "LDG.E.128" in named[0]

@@ -2,6 +2,7 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 
 import matplotlib.image
 import numpy
@@ -31,7 +32,7 @@ METRICS = {
 VOID = {"meta", "path", "use", "br"}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def report() -> Report:
     return Report(
         title="Tea & <coffee>",
@@ -90,12 +91,19 @@ def plots_of(html: str) -> list[str]:
     return re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)
 
 
-@pytest.fixture
-def html(tmp_path, report) -> str:
-    write_report(tmp_path / "report.html", report)
-    names = sorted(path.name for path in tmp_path.iterdir())
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, report) -> Path:
+    """The report, written once for those who only look at it."""
+    folder = tmp_path_factory.mktemp("report")
+    write_report(folder / "report.html", report)
+    names = sorted(path.name for path in folder.iterdir())
     assert names == ["report.html", "report.json", "report.png"]
-    return (tmp_path / "report.html").read_text(encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(folder) -> str:
+    return (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_page_is_self_contained_and_well_formed(html):
@@ -156,8 +164,8 @@ def test_plots_name_their_axes_and_take_the_colours_of_the_page(html):
         assert not any(colour.startswith("#") for colour in colours)
 
 
-def test_json_holds_what_the_plots_show(tmp_path, html, report):
-    found = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+def test_json_holds_what_the_plots_show(folder, report):
+    found = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     assert found["metrics"] == METRICS
     assert found["curves"]["this checkpoint, by policy"] == {
         "layers": [1.0, 2.0, 3.0],
@@ -256,8 +264,8 @@ def test_the_page_is_called_html(tmp_path, report):
     assert (tmp_path / "new").is_dir()
 
 
-def test_picture_has_all_plots(tmp_path, html):
-    pixels = matplotlib.image.imread(tmp_path / "report.png")
+def test_picture_has_all_plots(folder):
+    pixels = matplotlib.image.imread(folder / "report.png")
     height, width, _ = pixels.shape
     assert (height, width) == (2016, 1792)
     accent = numpy.array([0x24, 0x64, 0x9C]) / 255
