@@ -45,22 +45,27 @@ def true_drops(scores: torch.Tensor, correct: torch.Tensor) -> dict[float, float
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "rows"), [pytest.param(0.02, 800, marks=pytest.mark.slow), (0.05, 300)]
+    ("max_drop", "rows", "draws"),
+    [
+        (0.05, 300, 250),
+        pytest.param(0.05, 300, 1000, marks=pytest.mark.slow),
+        pytest.param(0.02, 800, 1000, marks=pytest.mark.slow),
+    ],
 )
-def test_the_guarantee_holds_over_1000_draws(world, max_drop, rows):
+def test_the_guarantee_holds_over_many_draws(world, max_drop, rows, draws):
     scores, correct = world
     drops = true_drops(scores, correct)
     assert max(drops.values()) > 2 * max_drop  # there are thresholds that break the promise
     generator = np.random.default_rng(1)
     broken, useful = 0, 0
-    for _ in range(1000):
+    for _ in range(draws):
         drawn = torch.from_numpy(generator.choice(len(scores), rows))
         threshold = threshold_for_accuracy(scores[drawn], correct[drawn], max_drop, 0.95)
         broken += drops[threshold] > max_drop
         useful += threshold < 1.0
     # 5% broken promises are allowed; more than the 99.9% quantile of that is no chance.
-    assert broken <= binom.ppf(0.999, 1000, 0.05)
-    assert useful > 900  # nor is it kept by never exiting
+    assert broken <= binom.ppf(0.999, draws, 0.05)
+    assert useful > 0.9 * draws  # nor is it kept by never exiting
 
 
 def test_the_plain_estimate_would_break_the_promise(world):

@@ -151,6 +151,7 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
 
 def test_policies_read_states_where_rows_are_enough(letters, tmp_path, monkeypatch):
     """12 of the 48 rows are held out; cross-fitting has all of them."""
+    brief = replace(SETTINGS, epochs=1, policy_epochs=1, joint_epochs=0)
     for enough, changes, expected in (
         (12, {}, "both"),
         (13, {}, "prediction"),
@@ -159,6 +160,6 @@ def test_policies_read_states_where_rows_are_enough(letters, tmp_path, monkeypat
     ):
         monkeypatch.setattr(training_module, "MIN_STATE_ROWS", enough)
         output = tmp_path / f"{enough}"
-        train(*letters, output, tokenizer(), replace(SETTINGS, joint_epochs=0, **changes))
+        train(*letters, output, tokenizer(), replace(brief, **changes))
         model = AutoModelForSequenceClassification.from_pretrained(output)
         assert model.config.policy_input == expected

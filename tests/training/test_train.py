@@ -87,7 +87,7 @@ def test_a_seed_gives_one_trunk_whatever_the_policies_are_like(phases, letters, 
 
 
 def test_iterations_alternate_phases_2_and_3(letters, tmp_path):
-    settings = replace(SETTINGS, iterations=2)
+    settings = replace(SETTINGS, iterations=2, epochs=1, policy_epochs=1, joint_epochs=1)
     log = train(*letters, tmp_path / "model", tokenizer(), settings)
     assert [name for name in log["phases"] if "held_out" not in name] == [
         *("trunk", "policies", "joint", "policies.2", "joint.2", "policies.3"),
