@@ -1,3 +1,7 @@
+"""The demo's corpus, read from the sources of installed packages."""
+
+from __future__ import annotations
+
 import random
 import textwrap
 

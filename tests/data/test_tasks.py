@@ -1,3 +1,5 @@
+"""Tasks by name: their settings, metrics and data."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Batches of so many tokens at most."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Exit heads, as they are trained, against the reference."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Accuracy against depth: thresholds, mixtures of exits, the oracle."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""The Memorized Layer of every pattern of right and wrong answers."""
+
 from __future__ import annotations
 
 import itertools

@@ -1,3 +1,5 @@
+"""Outputs of all layers and their report, against a loop over rows."""
+
 from __future__ import annotations
 
 import pytest

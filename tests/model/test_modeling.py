@@ -1,3 +1,5 @@
+"""The trained model against heads and losses computed by hand."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,7 @@
+"""The page, the picture and the figures of a report."""
+
+from __future__ import annotations
+
 import json
 import re
 from dataclasses import replace

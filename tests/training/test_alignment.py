@@ -1,3 +1,5 @@
+"""The affine map between the states of two trunks."""
+
 from __future__ import annotations
 
 import pytest

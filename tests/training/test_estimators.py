@@ -1,3 +1,5 @@
+"""The gradient estimators against the exact gradient."""
+
 from __future__ import annotations
 
 import pytest

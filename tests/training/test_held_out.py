@@ -1,3 +1,5 @@
+"""Held-out rows and folds: shares of the classes, and what cannot be split."""
+
 from __future__ import annotations
 
 import numpy as np

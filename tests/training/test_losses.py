@@ -1,3 +1,5 @@
+"""The losses of the phases against sums by hand."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Memorized layers on disk, found again by what a row holds."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Losses of each layer and the distribution of exits, by hand and by enumeration."""
+
 from __future__ import annotations
 
 import itertools

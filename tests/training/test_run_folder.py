@@ -1,3 +1,5 @@
+"""A run's folders: phases and output appear whole, whenever the run is killed."""
+
 from __future__ import annotations
 
 import json

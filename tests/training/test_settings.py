@@ -1,3 +1,5 @@
+"""Settings outside their range are refused by name."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Temperatures that calibrate the classifiers of the layers."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""A whole training: its phases, what each of them changes, what is left on disk."""
+
 from __future__ import annotations
 
 import json
