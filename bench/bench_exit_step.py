@@ -6,13 +6,16 @@ of the rows leave.
 
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from consistentee_ext import ops
 from consistentee_ext.criteria import POLICY_INPUTS
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext.ops import HostOps, load_ops
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights
 
 ROWS, HIDDEN, CLASSES, POLICY = 32, 768, 2, 32
 
@@ -43,14 +46,15 @@ def bench_exit_step(
         policy_input,
     )
     pooled = normal(ROWS, HIDDEN).to(dtype)
-    results = ExitState.empty(ROWS, CLASSES)
-    decision = ExitDecision("policy", 0.5, layer=1, max_streak=11, last=True)
-    ops.exit_step(batch, pooled, weights, decision, results, backend)
-    median = results.exit_scores.median().item()
-    decision = decision._replace(threshold=median, last=False)
+    results = ExitResults.empty(ROWS, CLASSES)
+    exit_step = cast(HostOps, load_ops(backend)).exit_step
+    decision = ExitDecision("policy", torch.ones(ROWS), layer=1, max_streak=11, last=True)
+    exit_step(batch, pooled, weights, decision, results)
+    medians = results.exit_scores.median().expand(ROWS)
+    decision = decision._replace(thresholds=medians, last=False)
     benchmark.group = f"exit step, B = {ROWS}, H = {HIDDEN}, policy reads {policy_input}, {dtype}"
     with torch.inference_mode():
-        stay = benchmark(ops.exit_step, batch, pooled, weights, decision, results, backend)
+        stay = benchmark(exit_step, batch, pooled, weights, decision, results)
     benchmark.extra_info |= {
         "row": "fused C++ op" if backend == "cpu" else "eager PyTorch (reference.py)",
         "ours": backend == "cpu",

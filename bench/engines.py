@@ -22,6 +22,8 @@ from workloads import Pass, Workload
 from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.layers import Block
+from consistentee_ext.ops import load_ops
 
 
 class FullDepth(nn.Module):
@@ -152,12 +154,13 @@ def truncated(workload: Workload) -> Pass:
 def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
     encoder = workload.encoder(dtype)
-    steps: list[tuple[Any, int]] = []
+    ops = load_ops(encoder.backend)
+    steps: list[tuple[Block, int]] = []
     for batch in workload.batches:
         lengths, exit_layers = batch["attention_mask"].sum(dim=1), encoder(**batch).exit_layers
-        for number, layer in enumerate(encoder._trunk.layers, start=1):
-            steps.append((layer, int(lengths[exit_layers >= number].sum())))
-    steps = [(layer, tokens) for layer, tokens in steps if tokens]
+        for number, block in enumerate(encoder._engine.stack.blocks, start=1):
+            steps.append((block, int(lengths[exit_layers >= number].sum())))
+    steps = [(block, tokens) for block, tokens in steps if tokens]
     config = workload.model.config.backbone
     # Room behind the tokens, as the encoder's own have it: the number of rows is rounded up alike.
     most = max(tokens for _, tokens in steps) + 32
@@ -165,11 +168,11 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     inner = torch.randn(most, config.intermediate_size).to(dtype)
 
     def run() -> list[Tensor]:
-        for layer, tokens in steps:
-            layer.query(hidden[:tokens])
-            layer.attention_output(hidden[:tokens])
-            layer.up(hidden[:tokens])
-            layer.down(inner[:tokens])
+        for block, tokens in steps:
+            ops.linear(hidden[:tokens], block.attention.query)
+            ops.linear(hidden[:tokens], block.attention.out)
+            ops.linear(hidden[:tokens], block.mlp.up)
+            ops.linear(inner[:tokens], block.mlp.down)
         return []
 
     return run

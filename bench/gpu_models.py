@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from exit_shares import EXIT_SHARES, set_exit_shares
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from consistentee_ext import FastEarlyExitEncoder, ops
-from consistentee_ext.backend import availability
+from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.backend import DEVICE_BACKENDS, availability
 from consistentee_ext.checkpoint import EarlyExitModel
-from consistentee_ext.inputs import Limits, pack_inputs
-from consistentee_ext.ops import DEVICE_BACKENDS
-from consistentee_ext.packed import ExitDecision, ExitState, PackedBatch
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.inputs import pack_inputs
+from consistentee_ext.ops import DeviceOps, load_ops
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 
 DTYPE = torch.bfloat16
 INPUT_SETS = 4  # batches that a timed loop rotates
@@ -157,36 +158,46 @@ class FullDepth:
     """A full-depth pass on a device from inputs that are there: what a CUDA graph can hold."""
 
     def __init__(self, bench: Bench, batch: Batch, backend: str) -> None:
-        encoder = bench.encoder(backend, exit_layers=[])
-        self._trunk, self._exit = encoder._trunk, encoder._exits[bench.layers]
-        limits = Limits(self._trunk.vocab_size, self._trunk.type_vocab_size, encoder.max_positions)
+        engine = bench.encoder(backend, exit_layers=[])._engine
+        self._stack, self._exit = engine.stack, engine.exits.last
+        self._ops = cast(DeviceOps, load_ops(backend))
+        limits = self._stack.embedding.limits
         inputs = pack_inputs(*batch.values(), limits, bench.device, backend)
         self._max_length = inputs.max_length
         self._inputs = inputs.to(bench.device)
         rows = len(inputs.row_ids)
-        self._results = ExitState.empty(rows, 2, bench.device)
-        self._counters = torch.zeros(rows, dtype=torch.int32, device=bench.device)
+        self._results = ExitResults.empty(rows, 2, bench.device)
+        self._tickets = torch.zeros(rows, dtype=torch.int32, device=bench.device)
         self._totals = torch.zeros(2, dtype=torch.int32, device=bench.device)
-        self._decision = ExitDecision("policy", 1.0, bench.layers, max_streak=0, last=True)
+        self._decision = engine.exits.decisions(rows)[bench.layers]
 
     def run(self) -> Tensor:
         """The logits, ``[B, 2]``."""
         ids, types, positions, cu_seqlens, row_ids = self._inputs
-        batch = PackedBatch(self._trunk.embed(ids, types, positions), cu_seqlens, row_ids)
-        *others, last = range(len(self._trunk.layers))
-        for index in others:
-            batch = self._trunk.run_layer(index, batch, self._max_length)
-        batch, pooled = self._trunk.run_exit_layer(
-            last, batch, self._max_length, self._exit.pooling, self._counters
+        ops = self._ops
+        hidden = self._stack.embedding(ids, types, positions, ops)
+        batch = PackedBatch(hidden, cu_seqlens, row_ids)
+        *blocks, last = self._stack.blocks
+        for block in blocks:
+            batch = block(batch, ops, self._max_length)
+        out, hidden = last.before_last_norm(batch, ops, self._max_length)
+        pooled = ops.add_norm_pool(
+            hidden,
+            out.hidden,
+            *last.mlp_norm,
+            out.cu_seqlens,
+            self._max_length,
+            self._exit.pooling,
+            self._tickets,
         )
-        ops.exit_step_ahead(
-            batch,
-            self._exit.pooler(pooled),
+        ops.exit_step_async(
+            out._replace(hidden=hidden),
+            ops.linear(pooled, self._exit.pooler),
             self._exit.weights,
             self._decision,
             self._results,
-            (self._counters, self._totals),
-            self._trunk.backend,
+            self._tickets,
+            self._totals,
         )
         return self._results.logits
 
@@ -195,31 +206,31 @@ class ExitStep:
     """One exit step on a device, at which a share of the rows leaves."""
 
     def __init__(self, bench: Bench, batch: PackedBatch, backend: str, leave: float) -> None:
-        encoder = bench.encoder(backend)
-        self._exit = encoder._exits[1]
-        self._batch, self._backend = batch, backend
+        self._exit = bench.encoder(backend)._engine.exits.by_layer[1]
+        self._batch, self._ops = batch, cast(DeviceOps, load_ops(backend))
         rows = len(batch.row_ids)
         self._pooled = torch.randn_like(batch.hidden[:rows])
-        self._results = ExitState.empty(rows, 2, bench.device)
-        self._counters = torch.zeros(rows, dtype=torch.int32, device=bench.device)
+        self._results = ExitResults.empty(rows, 2, bench.device)
+        self._tickets = torch.zeros(rows, dtype=torch.int32, device=bench.device)
         self._totals = torch.zeros(2, dtype=torch.int32, device=bench.device)
-        last = ExitDecision("policy", 1.0, layer=1, max_streak=1, last=True)
+        thresholds = torch.ones(rows, device=bench.device)
+        last = ExitDecision("policy", thresholds, layer=1, max_streak=1, last=True)
         for _ in range(2):  # the first run leaves the labels that the policy reads from then on
             self.run(last)
         scores = self._results.exit_scores
         threshold = float(scores.quantile(1.0 - leave)) if rows > 1 else 1.0
-        self.decision = last._replace(threshold=threshold, last=False)
+        self.decision = last._replace(thresholds=thresholds * threshold, last=False)
 
     def run(self, decision: ExitDecision | None = None) -> PackedBatch:
         """The pooler's product, the decision, the copy: what an exit adds to a layer."""
-        return ops.exit_step_ahead(
+        return self._ops.exit_step_async(
             self._batch,
-            self._exit.pooler(self._pooled),
+            self._ops.linear(self._pooled, self._exit.pooler),
             self._exit.weights,
             decision or self.decision,
             self._results,
-            (self._counters, self._totals),
-            self._backend,
+            self._tickets,
+            self._totals,
         )
 
     def copied_share(self) -> float:
@@ -229,15 +240,5 @@ class ExitStep:
 
 
 def _exit_model(config: BertConfig) -> Any:
-    model = EarlyExitModel(
-        {
-            "backbone": config.to_dict(),
-            "pooling": "mean",
-            "policy_input": "prediction",
-            "policy_size": 32,
-            "criterion": "policy",
-            "threshold": 0.5,
-            "id2label": {0: "0", 1: "1"},
-        }
-    )
-    return model.eval()
+    exits = ConsistentEEConfig(config.to_dict(), policy_input="prediction", num_labels=2)
+    return EarlyExitModel(exits).eval()

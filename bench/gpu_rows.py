@@ -15,10 +15,11 @@ from typing import NamedTuple
 import torch
 from gpu_models import DTYPE, INPUT_SETS, Batch, Bench, ExitStep, FullDepth
 from gpu_timing import Clock, Run
-from roofline import LAUNCH, Card, compact_copy, exit_rows, pooler
+from roofline import LAUNCH, Card, copy_rows, exit_rows, pooler
 from torch.nn import functional as F
 
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.ops import load_ops
 from consistentee_ext.packed import PackedBatch
 
 LENGTHS = Path(__file__).with_name("lengths.json")
@@ -135,8 +136,8 @@ def profile(bench: Bench, clock: Clock) -> Iterator[Figure]:
 
 def layer_times(bench: Bench, clock: Clock) -> Iterator[Figure]:
     """t_layer(T) at full depth, by graph replays: the cost model, the knee."""
-    backend = next(iter(bench.backends), None)
-    trunk = bench.encoder(backend)._trunk
+    encoder = bench.encoder(next(iter(bench.backends), None))
+    blocks, ops = encoder._engine.stack.blocks, load_ops(encoder.backend)
     times = {}
     for tokens in bench.scale.tokens:
         length = min(tokens, LENGTH)
@@ -144,7 +145,7 @@ def layer_times(bench: Bench, clock: Clock) -> Iterator[Figure]:
         inputs = [bench.packed(lengths) for _ in range(INPUT_SETS)]
 
         def run(number: int, inputs: Sequence[PackedBatch] = inputs, length: int = length) -> None:
-            trunk.run_layer(number % bench.layers, inputs[number % INPUT_SETS], length)
+            blocks[number % bench.layers](inputs[number % INPUT_SETS], ops, length)
 
         times[tokens] = clock.replayed(run, bench.layers)
         rate = _layer_operations(bench, tokens, length) / times[tokens] / 1e12
@@ -163,7 +164,7 @@ def exit_steps(bench: Bench, clock: Clock) -> Iterator[Figure]:
         for rows in bench.scale.exit_rows:
             step = ExitStep(bench, bench.packed([LENGTH] * rows), backend, LEAVE)
             seconds = clock.replayed(lambda _, step=step: step.run(), 10)
-            works = (exit_rows(rows, size), pooler(rows, size), compact_copy(rows, size))
+            works = (exit_rows(rows, size), pooler(rows, size), copy_rows(rows, size))
             floor = sum(work.floor(card) for work in works)
             note = (
                 f"floor {1e6 * floor:.1f} + {3e6 * LAUNCH:.0f} us; "

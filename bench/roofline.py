@@ -49,7 +49,7 @@ def pooler(rows: int, size: int) -> Work:
     return Work(ELEMENT * (size * size + 2 * rows * size), 0)
 
 
-def compact_copy(rows: int, size: int) -> Work:
+def copy_rows(rows: int, size: int) -> Work:
     """Each surviving token is read and written once."""
     return Work(2 * SURVIVE * rows * LENGTH * size * ELEMENT, 0)
 
@@ -60,7 +60,7 @@ def main() -> None:
     print("|---|---|---|---|---|" + "---|" * len(CARDS))
     for size in HIDDEN_SIZES:
         for rows in ROWS:
-            works = (exit_rows(rows, size), pooler(rows, size), compact_copy(rows, size))
+            works = (exit_rows(rows, size), pooler(rows, size), copy_rows(rows, size))
             moved = " | ".join(f"{work.bytes / 1024:,.0f} KiB" for work in works)
             floors = (
                 f" {1e6 * sum(work.floor(card) for work in works):.1f} + {3e6 * LAUNCH:.0f} us |"

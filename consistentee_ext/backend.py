@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 BACKENDS = ("cuda", "triton", "cpu", "torch")
+DEVICE_BACKENDS = BACKENDS[:2]  # their tensors are on a GPU
 ENVIRONMENT_VARIABLE = "CONSISTENTEE_BACKEND"
 
 
@@ -22,7 +23,7 @@ class Availability:
 
 
 def _load_native() -> Availability:
-    """Load the compiled ops; why a library that is there does not load is worth telling."""
+    """Load the compiled ops; if the library exists but does not load, say why."""
     try:
         module = importlib.import_module("consistentee_ext._C")
     except ModuleNotFoundError:
@@ -93,7 +94,7 @@ def select_backend(device: torch.device, requested: str | None = None) -> str:
     """
     asked = requested or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if asked is None:
-        # Triton's interpreter runs on the CPU, for tests: nobody wants it unasked.
+        # Triton's interpreter on the CPU is for tests: it runs only where it is asked for.
         fitting = BACKENDS if device.type == "cuda" else ("cpu", "torch")
         return next(name for name in fitting if availability(name, device).usable)
     if asked not in BACKENDS:

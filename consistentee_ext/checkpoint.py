@@ -4,74 +4,42 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
-from types import SimpleNamespace
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-)
-from transformers.utils import cached_file, logging
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
-from consistentee_ext.criteria import check_criterion, check_threshold
-from consistentee_ext.heads import build_exit_heads
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.exits.head import build_exit_heads
+from consistentee_ext.families import FAMILIES, check_family
 
-SUPPORTED = ("consistentee", "bert")
-
-
-class CheckpointConfig(PreTrainedConfig):
-    """Tells `AutoTokenizer` that the model type is known; it warns of others at length."""
-
-    model_type = "consistentee"
-
-
-AutoConfig.register(CheckpointConfig.model_type, CheckpointConfig)
+# Fields without which config.json does not describe a checkpoint; the defaults of others say that
+# a model lacks something.
+_REQUIRED = ("backbone", "pooling", "policy_input", "policy_size", "criterion", "threshold")
 
 
 class EarlyExitModel(nn.Module):
-    """An encoder and its exit heads, as a ConsistentEE checkpoint holds them.
-
-    ``backbone.*`` and ``heads.{i}.*`` are the names in ``model.safetensors``; `config` has the
-    fields of ``config.json`` that the engine reads.
+    """An encoder and its exit heads, as a ConsistentEE checkpoint holds them: ``backbone.*`` and
+    ``heads.{i}.*`` are the names in ``model.safetensors``.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: ConsistentEEConfig) -> None:
         super().__init__()
-        common = PreTrainedConfig(**{k: config[k] for k in ("id2label", "label2id") if k in config})
-        num_labels = len(common.id2label or {})
-        self.config = SimpleNamespace(
-            **{
-                key: config[key]
-                for key in ("pooling", "policy_input", "policy_size", "criterion", "threshold")
-            },
-            num_labels=num_labels,
-            alpha=config.get("alpha"),
-            alpha_range=config.get("alpha_range"),
-            id2label=common.id2label,
-            label2id=common.label2id,
-            model_type="consistentee",
-        )
-        backbone_config = AutoConfig.for_model(**config["backbone"])
-        if backbone_config.model_type != "bert":
-            raise ValueError(
-                f"backbone: expected model_type 'bert', got {backbone_config.model_type!r}"
-            )
-        check_criterion(config["criterion"])
-        check_threshold(config["threshold"])
-        self.backbone = AutoModel.from_config(backbone_config)
+        check_family(config.backbone, "backbone")
+        assert config.num_labels is not None  # by the configuration
+        self.config = config
+        self.backbone = AutoModel.from_config(config.backbone)
         self.backbone.pooler = None
         self.heads = build_exit_heads(
-            backbone_config.hidden_size,
-            backbone_config.num_hidden_layers,
-            num_labels,
-            self.config.policy_input,
-            self.config.policy_size,
-            adjustable=self.config.alpha_range is not None,
+            config.backbone.hidden_size,
+            config.backbone.num_hidden_layers,
+            config.num_labels,
+            config.policy_input,
+            config.policy_size,
+            adjustable=config.alpha_range is not None,
         )
 
 
@@ -83,20 +51,21 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
             unknown.
         OSError: no such folder or file.
     """
-    config, _ = PreTrainedConfig.get_config_dict(name_or_path)
-    model_type = config.get("model_type")
-    if model_type not in SUPPORTED:
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    model_type = fields.get("model_type")
+    if model_type in FAMILIES:
+        return _load_classifier(name_or_path)
+    if model_type != ConsistentEEConfig.model_type:
+        supported = (ConsistentEEConfig.model_type, *FAMILIES)
         raise ValueError(
-            f"{name_or_path}: expected a config of model_type {' or '.join(SUPPORTED)}, "
+            f"{name_or_path}: expected a config of model_type {', '.join(supported)}, "
             f"got {model_type!r}"
         )
-    if model_type == "bert":
-        return _load_bert(name_or_path)
-    try:
-        with torch.device("meta"):  # the file brings the weights; no second copy, none at random
-            model = EarlyExitModel(config)
-    except KeyError as error:
-        raise ValueError(f"{name_or_path}: config.json has no field {error}") from None
+    for name in _REQUIRED:
+        if name not in fields:
+            raise ValueError(f"{name_or_path}: config.json has no field {name!r}")
+    with torch.device("meta"):  # the file brings the weights; no second copy, none at random
+        model = EarlyExitModel(ConsistentEEConfig.from_dict(fields))
     file = cached_file(name_or_path, "model.safetensors")
     assert file is not None  # a missing file raises
     weights = _read_weights(file)
@@ -130,7 +99,7 @@ def _read_weights(file: str) -> dict[str, Tensor]:
     return weights
 
 
-def _load_bert(name_or_path: str | os.PathLike[str]) -> nn.Module:
+def _load_classifier(name_or_path: str | os.PathLike[str]) -> nn.Module:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of misfits it would log is our error, in one line
     try:
@@ -149,7 +118,8 @@ def _load_bert(name_or_path: str | os.PathLike[str]) -> nn.Module:
         unknown=set(),
         reshaped={str(name) for name, *_ in info["mismatched_keys"]},
     )
-    return model.eval()
+    loaded: nn.Module = model.eval()
+    return loaded
 
 
 def _check_fit(

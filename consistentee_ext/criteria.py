@@ -1,7 +1,8 @@
 """Exit criteria: what a row's score is, by name. Everything that knows a criterion reads it here.
 
 The order of `SCORES` numbers the criteria for the compiled ops (`Criterion` in
-csrc/include/consistentee/exit_head.h) and the Triton kernels, which compute the same formulas.
+csrc/kernels/score.h) and the Triton kernels (`score_of` in ops/triton/score.py), which compute the
+same formulas.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# What a policy may read, numbered from 1 on as `PolicyInput` in exit_head.h; 0 is no policy.
+# What a policy may read, numbered from 1 on as `PolicyInput` in csrc/kernels/exit_head.h; 0 is no
+# policy.
 POLICY_INPUTS = ("state", "prediction", "both")
 
 
@@ -21,7 +23,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: z, ``[..., C]``.
-        statistics: ``[..., 5]``, see `consistentee_ext.reference.prediction_statistics`.
+        statistics: ``[..., 5]``, see `consistentee_ext.ops.reference.prediction_statistics`.
         streak: ``[...]``, how many exit layers in a row agreed with the one before.
         max_streak: the most there can be: the exit layers, less one.
         exit_probability: gives ``[...]``, the policy's, 1 without policy; called by the criterion

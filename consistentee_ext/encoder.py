@@ -4,49 +4,28 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
-from transformers.modeling_outputs import SequenceClassifierOutput
 
-from consistentee_ext.ahead import SYNC, choose_sync, run_ahead
-from consistentee_ext.backbones import PackedBert
 from consistentee_ext.backend import select_backend
-from consistentee_ext.batching import token_budget_batches
 from consistentee_ext.checkpoint import load_checkpoint
 from consistentee_ext.criteria import check_criterion
-from consistentee_ext.exits import choose_exit_layers, model_exits, resolve_thresholds
-from consistentee_ext.heads import check_alpha, speed_of
-from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs, pack_rows, tokenize
-from consistentee_ext.native import native_encoder
-from consistentee_ext.ops import DEVICE_BACKENDS, FLOAT_DTYPES
-from consistentee_ext.packed import ExitDecision, ExitState, PackedBatch
-
-
-@dataclass
-class EarlyExitOutput(SequenceClassifierOutput):
-    """What N rows gave, in the caller's order.
-
-    Args:
-        logits: ``[N, C]`` float32, of the layer each row left at.
-        exit_layers: ``[N]`` int64, 1-based: the number of layers each row ran.
-        exit_scores: ``[N]`` float32, the criterion's score there.
-    """
-
-    # A ModelOutput's fields need defaults; these three are always there.
-    logits: Tensor = None  # type: ignore[assignment]
-    exit_layers: Tensor = None  # type: ignore[assignment]
-    exit_scores: Tensor = None  # type: ignore[assignment]
-
-    def __post_init__(self) -> None:
-        # The base class's own would look into every field for what it holds: at batch 1 that takes
-        # 1% of the call.
-        for name in ("logits", "exit_layers", "exit_scores"):
-            self[name] = getattr(self, name)
+from consistentee_ext.engines import choose_engine
+from consistentee_ext.engines.device import SYNC
+from consistentee_ext.exits.exits import Exits, choose_exit_layers, model_exits, resolve_thresholds
+from consistentee_ext.exits.head import alpha_feature, check_alpha
+from consistentee_ext.families import find_backbone, read_stack
+from consistentee_ext.families.reader import Reader
+from consistentee_ext.inputs import pack_inputs
+from consistentee_ext.ops.checks import FLOAT_DTYPES
+from consistentee_ext.output import EarlyExitOutput
+from consistentee_ext.packed import ExitResults
+from consistentee_ext.tokens import pack_rows, token_budget_batches, tokenize
 
 
 class FastEarlyExitEncoder:
@@ -56,8 +35,9 @@ class FastEarlyExitEncoder:
     caller's order, and what a row gives does not depend on the rows beside it.
 
     Args:
-        model: a `ConsistentEEForSequenceClassification`, or a `BertForSequenceClassification`,
-            which has no exit heads and runs at full depth. It is read, never changed.
+        model: a `ConsistentEEForSequenceClassification`, or a Hugging Face sequence classifier of
+            a family in `consistentee_ext.families`, which has no exit heads and runs at full depth.
+            It is read, never changed.
         dtype: float32, bfloat16 or float16; default the model's. Decisions and logits are float32.
         device: default the model's.
         backend: one of ``cuda``, ``triton``, ``cpu``, ``torch``; default the first that can run,
@@ -92,10 +72,10 @@ class FastEarlyExitEncoder:
         tokenizer: Any = None,
         _consume: bool = False,
     ) -> None:
-        backbone = _backbone_of(model)
-        weight = next(backbone.parameters())
+        backbone: Any = find_backbone(model)
         config: Any = model.config
         self.config = config
+        weight = next(backbone.parameters())
         self.dtype = dtype or weight.dtype
         if self.dtype not in FLOAT_DTYPES:
             raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
@@ -103,26 +83,28 @@ class FastEarlyExitEncoder:
         self.backend = select_backend(self.device, backend)
         if sync not in SYNC:
             raise ValueError(f"sync: expected one of {SYNC}, got {sync!r}")
-        self.sync = sync
         self.tokenizer = tokenizer
-        exits = model_exits(model, self.dtype, self.device, self.backend)
-        pooling = exits[max(exits)].pooling
-        self._trunk = PackedBert(backbone, self.dtype, self.device, self.backend, pooling, _consume)
-        self.exit_layers = choose_exit_layers(list(exits), exit_layers)
-        self._exits = {layer: exits[layer] for layer in self.exit_layers}
-        self._native = native_encoder(self._trunk, self._exits, self.backend)
+        by_layer = model_exits(model, backbone, self.dtype, self.device)
+        self.exit_layers = choose_exit_layers(list(by_layer), exit_layers)
+        by_layer = {layer: by_layer[layer] for layer in self.exit_layers}
         if criterion is None:
-            criterion = getattr(self.config, "criterion", "confidence")
-        self.criterion = check_criterion(criterion)
-        if self.criterion == "policy" and any(
-            exits[layer].weights.policy_input is None for layer in self.exit_layers[:-1]
+            criterion = getattr(config, "criterion", "confidence")
+        check_criterion(criterion)
+        early = self.exit_layers[:-1]
+        if criterion == "policy" and any(
+            by_layer[layer].weights.policy_input is None for layer in early
         ):
             raise ValueError("criterion: expected one that needs no policy, as the model has none")
         if threshold is None:
-            threshold = getattr(self.config, "threshold", 0.5)
-        self.threshold = threshold
+            threshold = getattr(config, "threshold", 0.5)
+        exits = Exits(by_layer, criterion, resolve_thresholds(threshold, early))
+        pooling = exits.last.pooling
+        reader = Reader(backbone.config, self.dtype, self.device, pooling, _consume)
+        stack = read_stack(backbone, reader)
+        self._engine = choose_engine(stack, exits, self.backend, sync)
+        self._limits = stack.embedding.limits
         self._alpha: float | None = None
-        if alpha is None and getattr(self.config, "alpha_range", None) is not None:
+        if alpha is None and getattr(config, "alpha_range", None) is not None:
             alpha = config.alpha
         if alpha is not None:
             self.alpha = alpha
@@ -137,13 +119,13 @@ class FastEarlyExitEncoder:
         backend: str | None = None,
         **options: Any,
     ) -> FastEarlyExitEncoder:
-        """An encoder from a checkpoint folder or hub name: ConsistentEE, or a plain BERT
-        classifier.
+        """An encoder from a checkpoint folder or hub name: ConsistentEE, or a classifier of a known
+        family.
 
         Loads safetensors only and runs no remote code. `options` are those of the class.
         """
         model = load_checkpoint(name_or_path)
-        # Nobody else has this model: its layers go as they are packed.
+        # The model is used nowhere else: each layer is freed once it is read.
         options["_consume"] = True
         encoder = cls(model, dtype=dtype, device=device, backend=backend, **options)
         if encoder.tokenizer is None:
@@ -153,12 +135,12 @@ class FastEarlyExitEncoder:
     @property
     def num_layers(self) -> int:
         """L, the layers of the full model."""
-        return len(self._trunk.layers)
+        return self._engine.stack.num_layers
 
     @property
     def max_positions(self) -> int:
         """The longest row the model takes, in tokens."""
-        return self._trunk.max_positions
+        return self._limits.max_length
 
     @property
     def threshold(self) -> float | dict[int, float]:
@@ -167,14 +149,21 @@ class FastEarlyExitEncoder:
         Set a number, a sequence with one for each early exit layer, or a mapping from layer to
         number; it holds from the next call on. Reads as a number where all layers share it.
         """
-        values = set(self._thresholds.values())
+        by_layer = self._engine.exits.threshold_by_layer
+        values = set(by_layer.values())
         if not values:
             return 1.0
-        return values.pop() if len(values) == 1 else dict(self._thresholds)
+        return values.pop() if len(values) == 1 else dict(by_layer)
 
     @threshold.setter
     def threshold(self, value: float | Sequence[float] | Mapping[int, float]) -> None:
-        self._thresholds = resolve_thresholds(value, self.exit_layers[:-1])
+        by_layer = resolve_thresholds(value, self.exit_layers[:-1])
+        self._set_exits(threshold_by_layer=by_layer)
+
+    @property
+    def criterion(self) -> str:
+        """The exit criterion, one of `consistentee_ext.criteria.CRITERIA`."""
+        return self._engine.exits.criterion
 
     @property
     def alpha(self) -> float | None:
@@ -188,9 +177,13 @@ class FastEarlyExitEncoder:
     @alpha.setter
     def alpha(self, value: float) -> None:
         self._alpha = check_alpha(value, getattr(self.config, "alpha_range", None))
-        speed = speed_of(self._alpha, self.config.alpha_range).item()
-        self._exits = {layer: e.at_speed(speed) for layer, e in self._exits.items()}
-        self._native = native_encoder(self._trunk, self._exits, self.backend)
+        feature = alpha_feature(self._alpha, self.config.alpha_range).item()
+        by_layer = self._engine.exits.by_layer
+        self._set_exits(by_layer={layer: e.at_alpha(feature) for layer, e in by_layer.items()})
+
+    def _set_exits(self, **changes: Any) -> None:
+        # One assignment: a pass under way in another thread keeps the engine it began with.
+        self._engine = self._engine.with_exits(replace(self._engine.exits, **changes))
 
     def eval(self) -> FastEarlyExitEncoder:
         """The encoder itself: it is for inference only."""
@@ -225,14 +218,14 @@ class FastEarlyExitEncoder:
             attention_mask: ``[N, S]``, 1 for a token, 0 for padding; default all ones.
             token_type_ids: ``[N, S]`` int64 or int32; default all zeros.
         """
+        engine = self._engine
         with torch.inference_mode():
-            limits = Limits(self._trunk.vocab_size, self._trunk.type_vocab_size, self.max_positions)
             inputs = pack_inputs(
-                input_ids, attention_mask, token_type_ids, limits, self.device, self.backend
+                input_ids, attention_mask, token_type_ids, self._limits, self.device, self.backend
             )
-            results = ExitState.empty(len(inputs.row_ids), self._num_classes, self.device)
-            self._run(inputs, results)
-        return _output(results)
+            results = ExitResults.empty(len(inputs.row_ids), engine.exits.num_classes, self.device)
+            engine.advance(inputs, 0, engine.stack.num_layers, results)
+        return EarlyExitOutput.of(results)
 
     def predict(
         self,
@@ -254,55 +247,14 @@ class FastEarlyExitEncoder:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
         rows = tokenize(texts, tokenizer, self.max_positions)
         batches = token_budget_batches([len(ids) for ids in rows.ids], batch_tokens)
-        results = ExitState.empty(len(rows.ids), self._num_classes, self.device)
+        engine, padding_id = self._engine, self._limits.padding_id
+        results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
             for batch in batches:
-                self._run(pack_rows(rows, batch), results)
+                inputs = pack_rows(rows, batch, padding_id)
+                engine.advance(inputs, 0, engine.stack.num_layers, results)
                 bar.update(len(batch))
-        return _output(results)
-
-    @property
-    def _num_classes(self) -> int:
-        return self._exits[self.num_layers].weights.classifier_bias.shape[0]
-
-    def _run(self, inputs: PackedInputs, results: ExitState) -> None:
-        """Classify the rows of `inputs`; their ``row_ids`` index `results`."""
-        max_length = inputs.max_length  # read while the offsets are on the host
-        inputs = inputs.to(self.device)
-        if self._native is not None:
-            thresholds = [self._thresholds.get(layer, 1.0) for layer in self.exit_layers]
-            self._native.classify(inputs, thresholds, self.criterion, results)
-            return
-        hidden = self._trunk.embed(inputs.ids, inputs.types, inputs.positions)
-        batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
-        if self.backend in DEVICE_BACKENDS and len(batch.row_ids):
-            decisions = [self._decision(layer) for layer in self.exit_layers]
-            sync = choose_sync(self.sync, len(hidden))
-            run_ahead(self._trunk, self._exits, decisions, batch, max_length, results, sync)
-            return
-        for layer in range(1, self.num_layers + 1):
-            if not len(batch.row_ids):
-                break
-            batch = self._trunk.run_layer(layer - 1, batch)
-            if layer in self._exits:
-                batch = self._exits[layer].step(batch, self._decision(layer), results, self.backend)
-
-    def _decision(self, layer: int) -> ExitDecision:
-        return ExitDecision(
-            criterion=self.criterion,
-            threshold=self._thresholds.get(layer, 1.0),
-            layer=layer,
-            max_streak=len(self.exit_layers) - 1,
-            last=layer == self.num_layers,
-        )
-
-
-def _output(results: ExitState) -> EarlyExitOutput:
-    return EarlyExitOutput(
-        logits=results.logits,
-        exit_layers=results.exit_layers,
-        exit_scores=results.exit_scores,
-    )
+        return EarlyExitOutput.of(results)
 
 
 def _usable_device(device: torch.device | str) -> torch.device:
@@ -313,18 +265,3 @@ def _usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(
             f"device: expected one that torch can use here, got {device}: {reason}"
         ) from None
-
-
-def _backbone_of(model: object) -> nn.Module:
-    """The `BertModel` inside a classifier the engine knows."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model: expected a classifier module, got {type(model).__name__}")
-    backbone = getattr(model, "backbone", None) or getattr(model, "bert", None)
-    has_head = hasattr(model, "heads") or isinstance(getattr(model, "classifier", None), nn.Linear)
-    kind = getattr(getattr(backbone, "config", None), "model_type", None)
-    if backbone is None or not has_head or kind != "bert":
-        raise ValueError(
-            "model: expected a ConsistentEE or BERT sequence classifier on a BertModel, "
-            f"got {type(model).__name__}"
-        )
-    return backbone

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from consistentee_ext.backend import availability
-from consistentee_ext.reference import pack
+from consistentee_ext.ops.reference import pack
+from consistentee_ext.packed import InputLimits
 
 HOST = torch.device("cpu")
-
-
-class Limits(NamedTuple):
-    """What a model accepts."""
-
-    vocab_size: int
-    type_vocab_size: int
-    max_positions: int
 
 
 class PackedInputs(NamedTuple):
@@ -101,7 +92,7 @@ def pack_inputs(
     input_ids: object,
     attention_mask: object | None,
     token_type_ids: object | None,
-    limits: Limits,
+    limits: InputLimits,
     device: torch.device,
     backend: str,
 ) -> PackedInputs:
@@ -128,9 +119,12 @@ def pack_inputs(
         given = _on_host(given, device)
     if backend != "torch" and availability("cpu", HOST).usable:
         try:
-            return PackedInputs(*torch.ops.consistentee.pack.default(*given.values(), *limits))
+            packed = torch.ops.consistentee.pack.default(*given.values(), **limits._asdict())
+            return PackedInputs(*packed)
         except RuntimeError:
-            pass  # what the op refuses is rare: the checks below name what is wrong, or take it
+            # Rare. The Python path below either raises with the argument's name or handles the
+            # input.
+            pass
     return _pack_checked(given, limits, device)
 
 
@@ -146,7 +140,9 @@ def _on_host(given: dict[str, object], device: torch.device) -> dict[str, object
     return given | held
 
 
-def _pack_checked(given: dict[str, object], limits: Limits, device: torch.device) -> PackedInputs:
+def _pack_checked(
+    given: dict[str, object], limits: InputLimits, device: torch.device
+) -> PackedInputs:
     """`pack_inputs` in PyTorch, with errors that name the argument."""
     ids = _check_integer_matrix("input_ids", given["input_ids"], None)
     mask, types = torch.ones_like(ids), torch.zeros_like(ids)
@@ -170,61 +166,25 @@ def _pack_checked(given: dict[str, object], limits: Limits, device: torch.device
         raise ValueError(
             f"attention_mask: expected at least one token a row, got none in row {row}"
         )
-    columns = torch.arange(width).expand(rows, width)
     # Rows of one length side by side, so that plain PyTorch attends to them in one call.
     row_ids = lengths.argsort(descending=True, stable=True)
     packed_ids, cu_seqlens = pack(ids[row_ids], mask[row_ids])
     kept = mask[row_ids].bool()
-    packed_types, positions = types[row_ids][kept], columns[kept]
+    packed_types, positions = types[row_ids][kept], _positions(ids, limits)[row_ids][kept]
     longest = int(positions.max()) + 1
-    if longest > limits.max_positions:
+    if longest > limits.num_positions:
         raise ValueError(
-            f"input_ids: expected at most {limits.max_positions} positions, got {longest}"
+            f"input_ids: expected at most {limits.max_length} positions, "
+            f"got {longest - limits.num_positions + limits.max_length}"
         )
     _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
     _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
     return PackedInputs(packed_ids.long(), packed_types.long(), positions, cu_seqlens, row_ids)
 
 
-class TokenRows(NamedTuple):
-    """Tokens of N rows of any length, as lists: ids and segment ids."""
-
-    ids: list[list[int]]
-    types: list[list[int]]
-
-
-def tokenize(texts: object, tokenizer: Any, max_length: int) -> TokenRows:
-    """Tokens of N texts or pairs of texts, cut at `max_length`.
-
-    Raises:
-        TypeError: `texts` is no sequence of strings, nor of pairs of strings.
-    """
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise TypeError(
-            f"texts: expected a sequence of strings or of pairs, got {type(texts).__name__}"
-        )
-    if not texts:
-        return TokenRows([], [])
-    paired = not isinstance(texts[0], str)
-    for row, text in enumerate(texts):
-        parts = text if paired else (text,)
-        ok = isinstance(parts, (tuple, list)) and len(parts) == (2 if paired else 1)
-        if not ok or not all(isinstance(part, str) for part in parts):
-            wanted = "a pair of strings" if paired else "a string"
-            raise TypeError(f"texts: expected {wanted} in row {row}, got {type(text).__name__}")
-    columns = [list(column) for column in zip(*texts, strict=True)] if paired else [list(texts)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
-    ids = encoded["input_ids"]
-    return TokenRows(ids, encoded.get("token_type_ids") or [[0] * len(row) for row in ids])
-
-
-def pack_rows(rows: TokenRows, chosen: Sequence[int]) -> PackedInputs:
-    """The chosen rows side by side, in the order of `chosen`: the longest first."""
-    lengths = [len(rows.ids[row]) for row in chosen]
-    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
-
-    def join(lists: list[list[int]]) -> Tensor:
-        return torch.tensor(list(chain.from_iterable(lists[row] for row in chosen)))
-
-    positions = torch.tensor(list(chain.from_iterable(map(range, lengths))))
-    return PackedInputs(join(rows.ids), join(rows.types), positions, offsets, torch.tensor(chosen))
+def _positions(ids: Tensor, limits: InputLimits) -> Tensor:
+    """``[B, S]`` int64: the column, or how many ids up to here differ from the padding id."""
+    if limits.padding_id is None:
+        return torch.arange(ids.shape[1]).expand(ids.shape)
+    counted = (ids != limits.padding_id).long()
+    return limits.padding_id + counted.cumsum(dim=1) * counted

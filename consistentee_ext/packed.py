@@ -1,6 +1,6 @@
-"""What travels through the exit layers: the packed batch, a head's weights, the results.
+"""What travels through layers and exits: the packed batch, the results, how a layer decides.
 
-Letters: B rows, T packed tokens, H hidden size, C classes, P policy size, N rows the caller gave.
+Letters: B rows, T packed tokens, H hidden size, C classes, N rows the caller gave, E exit layers.
 """
 
 from __future__ import annotations
@@ -12,7 +12,13 @@ from torch import Tensor
 
 
 class PackedBatch(NamedTuple):
-    """B rows unpadded: ``hidden [T, H]``, ``cu_seqlens [B+1]`` int32, ``row_ids [B]`` int64."""
+    """B rows without padding.
+
+    Attributes:
+        hidden: ``[T, H]``, the tokens' hidden states, row after row.
+        cu_seqlens: ``[B+1]`` int32, the offset of each row's first token; the last element is T.
+        row_ids: ``[B]`` int64, the place of each row in the results.
+    """
 
     hidden: Tensor
     cu_seqlens: Tensor
@@ -24,40 +30,15 @@ class PackedBatch(NamedTuple):
         return PackedBatch(self.hidden[self.cu_seqlens[:-1]], rows, self.row_ids)
 
 
-class HeadWeights(NamedTuple):
-    """What the exit step reads of a head, in float32 whatever the dtype of the hidden state.
+class ExitResults(NamedTuple):
+    """Results of the N rows the caller gave, in the caller's order; the exit steps write into it.
 
-    Shapes: ``classifier_weight [C, H]``, ``classifier_bias [C]``, ``dense_weight [P, F]``,
-        ``dense_bias [P]``,
-    ``score_weight [P]``, ``score_bias [1]``; F is H, 5 or H + 5 by ``policy_input``. A head without
-    policy has None in the last five.
-    """
-
-    classifier_weight: Tensor
-    classifier_bias: Tensor
-    dense_weight: Tensor | None = None
-    dense_bias: Tensor | None = None
-    score_weight: Tensor | None = None
-    score_bias: Tensor | None = None
-    policy_input: str | None = None
-
-
-class LayerNormWeights(NamedTuple):
-    """``weight [H]``, ``bias [H]`` in the dtype of the hidden states, and ``eps``."""
-
-    weight: Tensor
-    bias: Tensor
-    eps: float
-
-
-class ExitState(NamedTuple):
-    """The results of the N rows the caller gave, in the caller's order; the exit steps write into
-    it.
-
-    ``logits [N, C]`` float32, ``exit_layers [N]`` int64 (0 before the row left), ``exit_scores
-    [N]`` float32, and what one exit layer hands the next: ``labels [N]`` int32, the last predicted
-    label (-1 at first), and ``streaks [N]`` int32, how many exit layers in a row agreed with the
-    one before.
+    Attributes:
+        logits: ``[N, C]`` float32.
+        exit_layers: ``[N]`` int64, 0 before the row left.
+        exit_scores: ``[N]`` float32.
+        labels: ``[N]`` int32, the label the last exit layer predicted, -1 at first.
+        streaks: ``[N]`` int32, how many exit layers in a row agreed with the one before.
     """
 
     logits: Tensor
@@ -67,7 +48,8 @@ class ExitState(NamedTuple):
     streaks: Tensor
 
     @classmethod
-    def empty(cls, rows: int, classes: int, device: torch.device | str = "cpu") -> ExitState:
+    def empty(cls, rows: int, classes: int, device: torch.device | str = "cpu") -> ExitResults:
+        """Results of `rows` rows of which none has left."""
         return cls(
             logits=torch.zeros(rows, classes, dtype=torch.float32, device=device),
             exit_layers=torch.zeros(rows, dtype=torch.int64, device=device),
@@ -78,14 +60,41 @@ class ExitState(NamedTuple):
 
 
 class ExitDecision(NamedTuple):
-    """How a layer decides: see `consistentee_ext.criteria`.
+    """How one layer decides which rows leave.
 
-    ``layer`` is 1-based; ``max_streak`` is the number of exit layers less one; at the ``last``
-    layer every row leaves.
+    Attributes:
+        criterion: one of `consistentee_ext.criteria.CRITERIA`.
+        thresholds: ``[N]`` float32; a row leaves where its score is above its own. One value that
+            stands for all rows is expanded.
+        layer: 1-based.
+        max_streak: the number of exit layers less one.
+        last: whether every row leaves.
     """
 
     criterion: str
-    threshold: float
+    thresholds: Tensor
     layer: int
     max_streak: int
     last: bool
+
+
+class InputLimits(NamedTuple):
+    """Which inputs a model takes.
+
+    Attributes:
+        vocab_size: ids are below it.
+        type_vocab_size: segment ids are below it.
+        num_positions: entries of the position table.
+        padding_id: None where a token's position is its column; else positions count the ids that
+            differ from it, from ``padding_id + 1`` on.
+    """
+
+    vocab_size: int
+    type_vocab_size: int
+    num_positions: int
+    padding_id: int | None = None
+
+    @property
+    def max_length(self) -> int:
+        """The longest row, in tokens."""
+        return self.num_positions - (0 if self.padding_id is None else self.padding_id + 1)

@@ -5,7 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
-#include "consistentee/simd.h"
+#include "cpu/simd.h"
 
 namespace py = pybind11;
 

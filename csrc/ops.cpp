@@ -1,92 +1,103 @@
 // The schema of every op. Letters: B rows, T packed tokens, H hidden size, C classes, P policy size,
-// F policy features, N rows the caller gave. consistentee_ext/ops.py is the documented way in.
+// F policy features, N rows the caller gave, E exit layers. consistentee_ext/ops is the way in.
 
 #include <torch/csrc/stable/library.h>
 
+// Weights of an exit head, all float32; those of a policy are all there or none is. Numbers of
+// policy_input and state_activation as in kernels/exit_head.h.
+#define HEAD                                                                                    \
+  "Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight, Tensor? dense_bias," \
+  " Tensor? score_weight, Tensor? score_bias, int policy_input, int state_activation"
+// How an exit layer decides: thresholds [N] float32; numbers of criteria as in kernels/score.h.
+#define DECISION "int criterion, Tensor thresholds, int layer, int max_streak, bool last"
+// Written in place: logits [N, C] float32 and the rest [N], int64, float32, int32, int32.
+#define RESULTS                                                                           \
+  "Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels," \
+  " Tensor(e!) streaks"
+
 STABLE_TORCH_LIBRARY(consistentee, m) {
-  // Matrices [B, S] of int64 or int32, a mask also of bool; without mask all are tokens, without segments all are
-  // 0 -> ids, types, positions [T] int64, cu_seqlens [B+1] int32, row_ids [B] int64, longest first.
+  // Matrices [B, S] of int64 or int32, a mask also of bool; without mask all are tokens, without
+  // segments all are 0 -> ids, types, positions [T] int64, cu_seqlens [B+1] int32, row_ids [B] int64,
+  // longest first. A token's position is its column or, with padding_id, padding_id plus how many ids
+  // up to it differ from padding_id (padding_id itself for a token that has this id).
   m.def(
-      "pack(Tensor input_ids, Tensor? attention_mask, Tensor? token_type_ids, int vocab_size,"
-      " int type_vocab_size, int max_positions) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "pack(Tensor input_ids, Tensor? attention_mask, Tensor? token_type_ids, *, int vocab_size,"
+      " int type_vocab_size, int num_positions, int? padding_id)"
+      " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // ids, types, positions [T] int64, tables [entries, H] -> [T, H]: layer norm of the three
   // embeddings' sum.
   m.def(
-      "embed(Tensor ids, Tensor types, Tensor positions, Tensor word_table, Tensor type_table,"
+      "embed(Tensor ids, Tensor types, Tensor positions, *, Tensor word_table, Tensor type_table,"
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
-  // x [T, I], weight [O, I] packed for oneDNN, bias [O] -> f(x W^T + b) [T, O]; oneDNN's names of f
-  // and of its variant.
-  m.def("linear(Tensor x, Tensor weight, Tensor bias, str activation, str algorithm) -> Tensor");
+  // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu or
+  // relu.
+  m.def("linear(Tensor x, Tensor weight, Tensor bias, *, str activation) -> Tensor");
 
-  // query [Tq, H], key and value [T, H], offsets [B+1] int32 -> [Tq, H]. Rows of the three may lie
-  // apart.
+  // query [Tq, H], key and value [T, H], offsets [B+1] int32 -> [Tq, H]. Tokens of the three may lie
+  // apart in memory.
   m.def(
-      "attention(Tensor query, Tensor key, Tensor value, Tensor query_offsets,"
+      "attention(Tensor query, Tensor key, Tensor value, *, Tensor query_offsets,"
       " Tensor key_offsets, int num_heads) -> Tensor");
 
   // hidden [T, H] becomes the layer norm of hidden + residual.
   m.def(
-      "add_norm_(Tensor(a!) hidden, Tensor residual, Tensor weight, Tensor bias, float eps)"
+      "add_norm_(Tensor(a!) hidden, Tensor residual, *, Tensor weight, Tensor bias, float eps)"
       " -> ()");
 
   // The same where an exit follows: returns the rows' pooling [B, H] as well, the mean of their
-  // tokens or the first. No row has more than max_length tokens. Counters [B] int32 are 0 before and
+  // tokens or the first. No row has more than max_length tokens. Tickets [B] int32 are 0 before and
   // after.
   m.def(
-      "add_norm_pool_(Tensor(a!) hidden, Tensor residual, Tensor weight, Tensor bias, float eps,"
-      " Tensor cu_seqlens, int max_length, bool mean, Tensor(b!) counters) -> Tensor");
+      "add_norm_pool_(Tensor(a!) hidden, Tensor residual, *, Tensor weight, Tensor bias, float eps,"
+      " Tensor cu_seqlens, int max_length, str pooling, Tensor(b!) tickets) -> Tensor");
 
   // hidden [T, H], cu_seqlens [B+1] int32 -> [B, H]: the mean of each row's tokens.
   m.def("mean_pool(Tensor hidden, Tensor cu_seqlens) -> Tensor");
 
-  // hidden [T, H], cu_seqlens [B+1] int32, row_ids [B] int64, keep [B] bool -> the same of the rows
-  // that are kept, in their order.
+  // pooled [B, H] is the pooler's product before the activation. Returns hidden, cu_seqlens and
+  // row_ids of the rows that stay; where all of them do, three tensors without elements: the caller's
+  // own are what stays, and nothing is copied.
   m.def(
-      "compact(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor keep)"
-      " -> (Tensor, Tensor, Tensor)");
+      "exit_step(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled, *, " HEAD
+      ", " DECISION ", " RESULTS ") -> (Tensor, Tensor, Tensor)");
 
-  // pooled [B, H] is the pooler's product before tanh; head weights and results are float32.
-  // Returns hidden, cu_seqlens and row_ids of the rows that stay; where all of them do, the three
-  // are without elements: the caller's own are what stays, and nothing is copied.
+  // The same on a device that the host does not wait for: how many rows stay, B', and tokens, T', is
+  // written to totals [2] int32, on the device or pinned. What is returned has room for all rows:
+  // unused entries of cu_seqlens are T', of row_ids -1. Tickets as above.
   m.def(
-      "exit_step(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled,"
-      " Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight,"
-      " Tensor? dense_bias, Tensor? score_weight, Tensor? score_bias, int policy_input,"
-      " int criterion, float threshold, int layer, int max_streak, bool last,"
-      " Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels,"
-      " Tensor(e!) streaks) -> (Tensor, Tensor, Tensor)");
+      "exit_step_async(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled, *, " HEAD
+      ", " DECISION ", " RESULTS
+      ", Tensor(f!) tickets, Tensor(g!) totals) -> (Tensor, Tensor, Tensor)");
 
-  // The same for a device that the host does not wait for: how many rows stay, B', and tokens, T',
-  // is written to totals [2] int32, on the device or pinned. The results have room for all rows:
-  // cu_seqlens goes on with T', row_ids with -1, which is nobody's. Counters as above.
+  // An engine: an embedding, blocks and exits, laid out once for many passes. Its number, until
+  // engine_free. Nothing can be added once it has run.
   m.def(
-      "exit_step_ahead(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled,"
-      " Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight,"
-      " Tensor? dense_bias, Tensor? score_weight, Tensor? score_bias, int policy_input,"
-      " int criterion, float threshold, int layer, int max_streak, bool last,"
-      " Tensor(a!) logits, Tensor(b!) exit_layers, Tensor(c!) exit_scores, Tensor(d!) labels,"
-      " Tensor(e!) streaks, Tensor(f!) counters, Tensor(g!) totals) -> (Tensor, Tensor, Tensor)");
+      "engine_create(*, Tensor word_table, Tensor type_table, Tensor position_table, Tensor weight,"
+      " Tensor bias, float eps) -> int");
 
-  // A BERT encoder and its exits, weights packed for oneDNN, laid out once for `classify`: its
-  // number, until `free_encoder`.
-  //
-  // embeddings: word, segment and position table, norm weight and bias. layers: of each layer weight
-  // and bias of queries, keys and values together, attention output, its norm, up, down, and the
-  // output norm; where the last layer is to be computed for first tokens alone, its queries stand
-  // alone, and its keys and values at the very end. exits: of each exit layer weight and bias of
-  // pooler and classifier and, with a policy, of its dense layer and score; the last has none.
+  // One more block, weights prepacked for oneDNN: x = norm(x + attention(x)), x = norm(x + mlp(x)).
+  // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
+  // and the block, which must be the last, computes the first token of each row alone.
   m.def(
-      "new_encoder(Tensor[] embeddings, Tensor[] layers, int num_heads, float eps, str activation,"
-      " str algorithm, Tensor[] exits, int[] exit_layers, bool mean_pooling, int policy_input)"
-      " -> int");
-  m.def("free_encoder(int encoder) -> ()");
+      "engine_add_block(int engine, *, Tensor query, Tensor query_bias, Tensor? key_value,"
+      " Tensor? key_value_bias, Tensor attention_out, Tensor attention_out_bias, int num_heads,"
+      " Tensor attention_norm_weight, Tensor attention_norm_bias, float attention_norm_eps,"
+      " Tensor up, Tensor up_bias, str activation, Tensor down, Tensor down_bias,"
+      " Tensor mlp_norm_weight, Tensor mlp_norm_bias, float mlp_norm_eps) -> ()");
 
-  // A whole pass over the tokens `pack` gives, exits and all: nothing of it waits for Python, and a
-  // batch that has lost all its rows runs no further. Thresholds are one an exit layer.
+  // The exit behind block `layer` (1-based), in rising order of layers; pooling is cls or mean.
   m.def(
-      "classify(Tensor ids, Tensor types, Tensor positions, Tensor cu_seqlens, Tensor row_ids,"
-      " int encoder, float[] thresholds, int criterion, Tensor(a!) logits, Tensor(b!) exit_layers,"
-      " Tensor(c!) exit_scores, Tensor(d!) labels, Tensor(e!) streaks) -> ()");
+      "engine_add_exit(int engine, *, int layer, str pooling, Tensor pooler, Tensor "
+      "pooler_bias, " HEAD ") -> ()");
+
+  // Runs blocks first to last - 1 with their exits, and returns hidden, cu_seqlens and row_ids of the
+  // rows that have not left. A pass that begins with block 0 takes ids, types and positions as `pack`
+  // gives them, any other one hidden [T, H]. Thresholds are [E, N] float32.
+  m.def(
+      "engine_advance(int engine, int first, int last, *, Tensor? ids, Tensor? types,"
+      " Tensor? positions, Tensor? hidden, Tensor cu_seqlens, Tensor row_ids, int criterion,"
+      " Tensor thresholds, " RESULTS ") -> (Tensor, Tensor, Tensor)");
+  m.def("engine_free(int engine) -> ()");
 }

@@ -17,8 +17,8 @@ namespace consistentee {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Python validates first (consistentee_ext/ops.py); these checks keep a direct call of the op from
-// reading or writing out of bounds.
+// Python names the caller's mistakes (consistentee_ext/ops/checks.py); these checks keep a direct call
+// of an op from reading or writing out of bounds.
 [[noreturn]] inline void fail(const std::string& message) { throw std::runtime_error(message); }
 
 template <typename Sizes>

@@ -2,12 +2,10 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <tuple>
 
-#include "arguments.h"
-#include "cpu/kernels.h"
-#include "cpu/linear.h"
+#include "checks.h"
+#include "kernels/cpu/table.h"
 
 namespace consistentee {
 
@@ -56,50 +54,13 @@ void dispatch(const Tensor& tensor, const char* name, const F& f) {
   });
 }
 
-// The ops that others are made of; csrc/ops.cpp says what each computes.
+// A layer norm as the kernels read it.
+template <typename scalar_t>
+LayerNorm<scalar_t> layer_norm(const Tensor& weight, const Tensor& bias, int64_t size, double eps) {
+  return {data<scalar_t>(weight), data<scalar_t>(bias), size, static_cast<float>(eps)};
+}
 
-Tensor embed(
-    const Tensor& ids,
-    const Tensor& types,
-    const Tensor& positions,
-    const Tensor& word_table,
-    const Tensor& type_table,
-    const Tensor& position_table,
-    const Tensor& weight,
-    const Tensor& bias,
-    double eps);
-
-Tensor attention(
-    const Tensor& query,
-    const Tensor& key,
-    const Tensor& value,
-    const Tensor& query_offsets,
-    const Tensor& key_offsets,
-    int64_t num_heads);
-
-void add_norm_(
-    const Tensor& hidden,
-    const Tensor& residual,
-    const Tensor& weight,
-    const Tensor& bias,
-    double eps);
-
-Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens);
-
-// The first token of each row [B, H]; a row must have one.
-Tensor first_tokens(const Batch& batch, const Tensor& hidden);
-
-// The rows whose `keep` byte is not zero, as hidden, cu_seqlens and row_ids of their own.
-std::tuple<Tensor, Tensor, Tensor> compact_rows(
-    const Batch& batch, const Tensor& hidden, const Tensor& row_ids, const uint8_t* keep);
-
-// exit_step with all but `pooled` checked; nothing where every row stays.
-std::optional<std::tuple<Tensor, Tensor, Tensor>> decide_rows(
-    const Batch& batch,
-    const Tensor& hidden,
-    const Tensor& row_ids,
-    const Tensor& pooled,
-    const ExitHeadParams& head,
-    const ExitResults& results);
+// Tokens worth a thread's start: about 32 KiB of floats.
+inline int64_t norm_grain(int64_t hidden_size) { return 1 + 8192 / (hidden_size + 1); }
 
 }  // namespace consistentee

@@ -39,7 +39,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
     const std::optional<Tensor>& token_type_ids,
     int64_t vocab_size,
     int64_t type_vocab_size,
-    int64_t max_positions) {
+    int64_t num_positions,
+    const std::optional<int64_t>& padding_id) {
   if (input_ids.dim() != 2) fail("input_ids: expected a tensor of shape [B, S]");
   const int64_t rows = input_ids.size(0), width = input_ids.size(1);
   const Integers ids(input_ids, "input_ids", rows, width);
@@ -79,15 +80,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
   int64_t* out_types = mutable_data<int64_t>(packed_types);
   int64_t* out_positions = mutable_data<int64_t>(positions);
   for (int64_t i = 0, token = 0; i < rows; ++i) {
+    int64_t counted = 0;  // ids so far that differ from padding_id, masked ones among them
     for (int64_t column = 0; column < width; ++column) {
+      const int64_t id = ids(order[i], column);
+      int64_t position = column;
+      if (padding_id) position = *padding_id + (id == *padding_id ? 0 : ++counted);
       if (mask && !(*mask)(order[i], column)) continue;
-      const int64_t id = ids(order[i], column), type = types ? (*types)(order[i], column) : 0;
+      const int64_t type = types ? (*types)(order[i], column) : 0;
       if (id < 0 || id >= vocab_size) fail("input_ids: expected ids of the vocabulary");
       if (type < 0 || type >= type_vocab_size) fail("token_type_ids: expected known segments");
-      if (column >= max_positions) fail("input_ids: expected fewer positions");
+      if (position >= num_positions) fail("input_ids: expected fewer positions");
       out_ids[token] = id;
       out_types[token] = type;
-      out_positions[token++] = column;
+      out_positions[token++] = position;
     }
   }
   return {packed_ids, packed_types, positions, cu_seqlens, row_ids};

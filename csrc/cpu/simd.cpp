@@ -1,9 +1,9 @@
-#include "consistentee/simd.h"
+#include "cpu/simd.h"
 
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/kernels.h"
+#include "kernels/cpu/table.h"
 
 namespace consistentee {
 

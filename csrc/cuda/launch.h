@@ -5,7 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/macros.h>
 
-#include "arguments.h"
+#include "checks.h"
 
 namespace consistentee {
 

@@ -8,8 +8,10 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import consistentee_ext
-from consistentee_ext import _C, ops
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext import _C
+from consistentee_ext.ops import load_ops
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights
 
 
 def main() -> None:
@@ -19,12 +21,13 @@ def main() -> None:
     batch = PackedBatch(torch.randn(18, hidden_size), cu_seqlens, torch.arange(rows))
     pooled = torch.randn(rows, hidden_size)
     weights = HeadWeights(torch.randn(classes, hidden_size), torch.randn(classes))
-    decision = ExitDecision("confidence", threshold=0.9, layer=2, max_streak=3, last=False)
+    thresholds = torch.full((rows,), 0.9)
+    decision = ExitDecision("confidence", thresholds, layer=2, max_streak=3, last=False)
     results = {}
     for backend in ("cpu", "torch"):
-        state = ExitState.empty(rows, classes)
-        survivors = ops.exit_step(batch, pooled, weights, decision, state, backend)
-        results[backend] = (*survivors, *state)
+        written = ExitResults.empty(rows, classes)
+        survivors = load_ops(backend).exit_step(batch, pooled, weights, decision, written)
+        results[backend] = (*survivors, *written)
     for native, reference in zip(results["cpu"], results["torch"], strict=True):
         torch.testing.assert_close(native, reference, rtol=1e-5, atol=1e-5)
     stayed = results["cpu"][2].numel()

@@ -12,7 +12,7 @@ import torch
 import consistentee_ext
 from consistentee_ext import _C
 
-OPS = ("add_norm_", "add_norm_pool_", "compact", "exit_step_ahead")
+OPS = ("add_norm_", "add_norm_pool_", "exit_step_async")
 
 
 def main() -> None:

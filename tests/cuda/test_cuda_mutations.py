@@ -24,7 +24,8 @@ from support.exit_cases import (
 )
 from torch import Tensor
 
-from consistentee_ext.packed import ExitDecision, LayerNormWeights
+from consistentee_ext.packed import ExitDecision
+from consistentee_ext.weights import NormWeights
 
 pytestmark = [
     pytest.mark.needs_compiler,
@@ -32,8 +33,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning"),
 ]
 SEEDS = range(8)
-LAST = ExitDecision("policy", 1.0, layer=1, max_streak=3, last=True)
-SOURCES = HEADERS / "consistentee"
+LAST = ExitDecision("policy", torch.ones(9), layer=1, max_streak=3, last=True)
+SOURCES = HEADERS / "kernels" / "cuda"
 # Name: the file, what it says, and what it says instead.
 PATCHES = {
     "nothing": ("plan.cuh", "#pragma once", "#pragma once"),
@@ -48,8 +49,8 @@ PATCHES = {
         "tokens += tokens_before",
         "tokens = tokens_before",
     ),
-    "copies to where the row was": ("compact.cuh", "offset * token_bytes", "begin * token_bytes"),
-    "a row's blocks overlap": ("compact.cuh", "(blockIdx.y) * kCopyThreads", "(blockIdx.y)"),
+    "copies to where the row was": ("copy_rows.cuh", "offset * token_bytes", "begin * token_bytes"),
+    "a row's blocks overlap": ("copy_rows.cuh", "(blockIdx.y) * kCopyThreads", "(blockIdx.y)"),
     "a lane is missing": ("warp.cuh", "kAllLanes = 0xffffffffu", "kAllLanes = 0x7fffffffu"),
     "the sum of half a warp": (
         *("warp.cuh", "kWarp / 2; step > 0; step /= 2) value +="),
@@ -61,19 +62,31 @@ PATCHES = {
     ),
     "the last of equals": ("warp.cuh", "equal && i < index", "equal && i > index"),
     "the label is its own second": ("warp.cuh", "if (i != excluded) take", "take"),
-    "the exit counter stays": ("exit_rows.cuh", "*batch.finished = 0;", ";"),
+    "the exit counter stays": ("exit_rows.cuh", "*batch.tickets = 0;", ";"),
     "absent rows stay": ("exit_rows.cuh", "batch.keep[row] = false;", "batch.keep[row] = true;"),
     "plans one block too early": ("exit_rows.cuh", "(gridDim.x) - 1;", "(gridDim.x) - 2;"),
     "a statistic is not read": ("exit_rows.cuh", "k < features;", "k < features - 1;"),
     "a warp scores its lanes": ("exit_rows.cuh", "sigmoid(warp_sum(score)", "sigmoid((score)"),
-    "the pool counter stays": ("normalize.cuh", "pooling.finished[row] = 0;", ";"),
-    "all sums in one place": ("normalize.cuh", "partial + blockIdx.y * size", "partial"),
-    "sums forget the tokens before": ("normalize.cuh", "first == begin ?", "true ?"),
-    "pools one block too early": ("normalize.cuh", "== blocks - 1;", "== blocks - 2;"),
-    "the first token of a block": ("normalize.cuh", "if (begin != row_begin) return;", ""),
-    "warps share their memory": ("normalize.cuh", "shared + warp * size", "shared"),
-    "warps beyond the tokens": ("normalize.cuh", "if (token < tokens) ", ""),
-    "a lane does not come": ("normalize.cuh", "if (token < end)", "if (token < end && lane < 31)"),
+    "the pool counter stays": ("norm.cuh", "pooling.tickets[row] = 0;", ";"),
+    "all sums in one place": ("norm.cuh", "partial + blockIdx.y * size", "partial"),
+    "sums forget the tokens before": ("norm.cuh", "first == begin ?", "true ?"),
+    "pools one block too early": ("norm.cuh", "== blocks - 1;", "== blocks - 2;"),
+    "the first token of a block": ("norm.cuh", "if (begin != row_begin) return;", ""),
+    "warps share their memory": ("norm.cuh", "shared + warp * size", "shared"),
+    "warps beyond the tokens": ("norm.cuh", "if (token < tokens) ", ""),
+    "a lane does not come": ("norm.cuh", "if (token < end)", "if (token < end && lane < 31)"),
+    "tanh whatever the head says": ("exit_rows.cuh", "(head.activation, ", "({}, "),
+    "relu of NaN is 0": ("../exit_head.h", "x < 0.0f ? 0.0f : x", "x > 0.0f ? x : 0.0f"),
+    "one threshold for all": (
+        "../exit_head.h",
+        "thresholds[row_id * decision.threshold_stride]",
+        "thresholds[0]",
+    ),
+    "a threshold a row where one is for all": (
+        "../exit_head.h",
+        "row_id * decision.threshold_stride",
+        "row_id",
+    ),
     "threads skip a barrier": (
         "exit_rows.cuh",
         "h]));\n  __syncthreads",
@@ -83,7 +96,7 @@ PATCHES = {
 # These cannot even end, and have to say so rather than hang.
 ENDLESS = {"a lane is missing", "a lane does not come", "threads skip a barrier"}
 BARRIER = "__syncthreads();"
-WITH_BARRIERS = ("plan.cuh", "exit_rows.cuh", "normalize.cuh")
+WITH_BARRIERS = ("plan.cuh", "exit_rows.cuh", "norm.cuh")
 BARRIERS = [
     (name, place)
     for name in WITH_BARRIERS
@@ -112,22 +125,29 @@ def outcome(host: CudaHost, seed: int) -> list[Tensor]:
     # One row has more chunks than a block has threads.
     batch = with_absent_rows(make_batch([3, 45, 1, 7, 2, 6], 40, torch.float32), [2, 6])
     weights, pooled = make_weights(40, 70, "both"), torch.randn(8, 40)
-    results, finished = make_results(9, 70), torch.zeros(1, dtype=torch.int32)
+    results, tickets = make_results(9, 70), torch.zeros(1, dtype=torch.int32)
     for _ in range(2):  # the second time the labels agree
-        host.exit_rows(batch, pooled, weights, LAST, results, finished, seed)
-        written += [*clone(results), finished.clone()]
+        host.exit_rows(batch, pooled, weights, LAST, results, tickets, seed)
+        written += [*clone(results), tickets.clone()]
     # Two equal labels, that two lanes of the warp hold. Some of the rows leave.
     weights.classifier_bias[[33, 67]] = 9.0
     weights.classifier_weight[33] = weights.classifier_weight[67]
-    decision = LAST._replace(threshold=0.065, last=False)
-    planned = host.exit_rows(batch, pooled, weights, decision, results, finished, seed)
-    written += [*planned, *results, finished]
+    decision = LAST._replace(thresholds=torch.full((9,), 0.065), last=False)
+    planned = host.exit_rows(batch, pooled, weights, decision, results, tickets, seed)
+    written += [*planned, *clone(results), tickets.clone()]
+    # Thresholds of single rows, and one for all that lies beside others; a NaN that shows in relu.
+    relu, pooled[0, 3] = weights._replace(state_activation="relu"), torch.nan
+    thresholds = torch.where((torch.arange(9) - batch.row_ids[0]) % 2 == 0, -1.0, 2.0)
+    for row_thresholds in (thresholds, thresholds[1].expand(9)):
+        decision = decision._replace(thresholds=row_thresholds)
+        planned = host.exit_rows(batch, pooled, relu, decision, results, tickets, seed)
+        written += [*planned, *clone(results), tickets.clone()]
     out = torch.zeros_like(batch.hidden)
     host.copy(batch, host.plan(batch, torch.arange(8) != 3, seed), 2, out, seed)
     written.append(out)
 
     hidden, residual = torch.randn(2, 198, 40)
-    norm = LayerNormWeights(torch.randn(40), torch.randn(40), 1e-5)
+    norm = NormWeights(torch.randn(40), torch.randn(40), 1e-5)
     normed = hidden.clone()
     host.add_norm_tokens(normed[:13], residual[:13], norm, seed)  # the others are not to be touched
     written.append(normed)
@@ -173,7 +193,7 @@ def libraries(
     def build(number: int, name: str, source: str) -> Path:
         headers = folder / str(number)
         shutil.copytree(HEADERS, headers)
-        (headers / "consistentee" / name).write_text(source)
+        (headers / "kernels" / "cuda" / name).write_text(source)
         return compile_host(folder / f"{number}.so", headers, "-O0", "-DCONSISTENTEE_FLOAT_ONLY")
 
     sources = {}

@@ -17,6 +17,7 @@ from support.cuda_host import (
 from support.exit_cases import (
     EXTREME_LOGITS,
     clone,
+    decide_by,
     make_batch,
     make_results,
     make_weights,
@@ -25,14 +26,9 @@ from support.exit_cases import (
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from consistentee_ext import reference
-from consistentee_ext.packed import (
-    ExitDecision,
-    ExitState,
-    HeadWeights,
-    LayerNormWeights,
-    PackedBatch,
-)
+from consistentee_ext.ops import reference
+from consistentee_ext.packed import ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights, NormWeights
 
 pytestmark = pytest.mark.needs_compiler
 ROWS = (1, 2, 31, 33, 257, 300, 600)
@@ -107,7 +103,7 @@ def check_exit_rows(
     weights: HeadWeights,
     criterion: str,
     last: bool = False,
-    threshold: float | None = None,
+    threshold: float | Tensor | None = None,
 ) -> PackedBatch:
     """The rows of `batch` whose id is -1 have to leave no trace."""
     there = batch.row_ids >= 0
@@ -117,8 +113,8 @@ def check_exit_rows(
         batch.row_ids[there],
     )
     expected = make_results(len(there) + 3, len(weights.classifier_bias))
-    decision = ExitDecision(criterion, 0.0, layer=2, max_streak=4, last=True)
     probe = clone(expected)
+    decision = decide_by(expected, criterion, 0.0, layer=2, max_streak=4, last=True)
     reference.exit_step(present, pooled[there], weights, decision, probe)
     expected.labels[::2] = probe.labels[::2]  # else few rows agree with the layer before
     if threshold is None:
@@ -126,12 +122,12 @@ def check_exit_rows(
         reference.exit_step(present, pooled[there], weights, decision, probe)
         threshold = between(probe.exit_scores[present.row_ids])
     found = clone(expected)
-    decision = decision._replace(threshold=threshold, last=last)
+    decision = decide_by(expected, criterion, threshold, layer=2, max_streak=4, last=last)
     stay = reference.exit_step(present, pooled[there], weights, decision, expected)
 
-    finished = torch.zeros(1, dtype=torch.int32)
-    planned = host.exit_rows(batch, pooled, weights, decision, found, finished)
-    assert finished.item() == 0
+    tickets = torch.zeros(1, dtype=torch.int32)
+    planned = host.exit_rows(batch, pooled, weights, decision, found, tickets)
+    assert tickets.item() == 0
     assert torch.equal(planned.keep, torch.isin(batch.row_ids, stay.row_ids))
     check_plan(planned, batch, stay)
     check_copy(host, planned, batch, stay, splits=2)
@@ -139,7 +135,7 @@ def check_exit_rows(
     return stay
 
 
-def check_results(found: ExitState, expected: ExitState) -> None:
+def check_results(found: ExitResults, expected: ExitResults) -> None:
     assert torch.equal(found.exit_layers, expected.exit_layers)
     assert torch.equal(found.labels, expected.labels)
     assert torch.equal(found.streaks, expected.streaks)
@@ -161,6 +157,41 @@ def test_exit_rows(
     stay = check_exit_rows(host, batch, torch.randn(10, 19).to(dtype), weights, criterion, last)
     policy_of_all = criterion == "policy" and policy_input is None
     assert (0 < len(stay.row_ids) < 7) == (not last and not policy_of_all)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_each_row_has_its_own_threshold(host: CudaHost, criterion: str) -> None:
+    """Far from every score: no rounding decides."""
+    torch.manual_seed(7)
+    batch = with_absent_rows(make_batch([3, 1, 19, 2, 7, 9, 5], 19, torch.float32), [2, 7, 7])
+    weights = make_weights(19, 5, "both")
+    thresholds = torch.where(torch.arange(13) % 3 == 0, -1.0, 2.0)
+    pooled = torch.randn(10, 19)
+    stay = check_exit_rows(host, batch, pooled, weights, criterion, threshold=thresholds)
+    there = batch.row_ids[batch.row_ids >= 0]
+    assert stay.row_ids.tolist() == [row for row in there.tolist() if row % 3]
+
+
+def test_one_threshold_of_all_rows(host: CudaHost) -> None:
+    """Its neighbours in memory say the opposite, and are not read."""
+    torch.manual_seed(7)
+    batch = with_absent_rows(make_batch([3, 1, 19, 2, 7, 9, 5], 19, torch.float32), [2, 7, 7])
+    weights, pooled = make_weights(19, 5, "both"), torch.randn(10, 19)
+    alternating = torch.where(torch.arange(13) % 2 == 0, -1.0, 2.0)
+    for place, stay in ((0, 0), (1, 7)):
+        threshold = alternating[place].expand(13)
+        assert threshold.stride(0) == 0
+        found = check_exit_rows(host, batch, pooled, weights, "policy", threshold=threshold)
+        assert len(found.row_ids) == stay
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_in_place_of_tanh(host: CudaHost, dtype: torch.dtype) -> None:
+    torch.manual_seed(7)
+    batch, pooled = make_batch([3, 1, 19, 2], 19, dtype), torch.randn(4, 19).to(dtype)
+    pooled[1, 3] = torch.nan
+    weights = make_weights(19, 5, "both")._replace(state_activation="relu")
+    check_exit_rows(host, batch, pooled, weights, "policy")
 
 
 @pytest.mark.parametrize("classes", [1, 2, 3, 16, 77])
@@ -235,24 +266,24 @@ def test_exit_rows_do_not_depend_on_the_order(host: CudaHost, dtype: torch.dtype
     torch.manual_seed(3)
     batch = with_absent_rows(make_batch([3, 1, 4, 1, 5, 9], 111, dtype), [3])
     pooled, weights = torch.randn(7, 111).to(dtype), make_weights(111, 16, "both")
-    decision = ExitDecision("policy", 0.5, layer=1, max_streak=3, last=False)
-    finished = torch.zeros(1, dtype=torch.int32)
+    tickets = torch.zeros(1, dtype=torch.int32)
     results = make_results(10, 16)
+    decision = decide_by(results, "policy", 0.5)
     outcomes = []
     for seed in range(6):
         found = clone(results)
-        planned = host.exit_rows(batch, pooled, weights, decision, found, finished, seed)
+        planned = host.exit_rows(batch, pooled, weights, decision, found, tickets, seed)
         outcomes.append((*planned, *found))
     for other in outcomes[1:]:
         assert all(map(torch.equal, other, outcomes[0]))
 
 
-def norm_weights(size: int, dtype: torch.dtype) -> LayerNormWeights:
-    return LayerNormWeights(torch.randn(size).to(dtype), torch.randn(size).to(dtype), 1e-12)
+def norm_weights(size: int, dtype: torch.dtype) -> NormWeights:
+    return NormWeights(torch.randn(size).to(dtype), torch.randn(size).to(dtype), 1e-12)
 
 
 def check_norm(
-    found: Tensor, hidden: Tensor, residual: Tensor, norm: LayerNormWeights, eps: float = 1e-6
+    found: Tensor, hidden: Tensor, residual: Tensor, norm: NormWeights, eps: float = 1e-6
 ) -> None:
     """Off float64 by at most twice what eager torch is."""
     exact = layer_norm(
@@ -283,7 +314,7 @@ def test_add_norm_tokens(host: CudaHost, dtype: torch.dtype, tokens: int, size: 
 
 
 def test_a_token_of_one_number_is_the_bias(host: CudaHost) -> None:
-    found, norm = torch.full((3, 1), 7.0), LayerNormWeights(torch.ones(1), torch.ones(1) * 2, 1e-5)
+    found, norm = torch.full((3, 1), 7.0), NormWeights(torch.ones(1), torch.ones(1) * 2, 1e-5)
     host.add_norm_tokens(found, torch.zeros(3, 1), norm)
     assert found.tolist() == [[2.0]] * 3
 
@@ -298,13 +329,13 @@ def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: s
     rows, tokens = len(lengths), sum(lengths)
     hidden, residual = torch.randn(2, tokens, size).to(dtype)
     norm = norm_weights(size, dtype)
-    finished = torch.zeros(rows, dtype=torch.int32)
+    tickets = torch.zeros(rows, dtype=torch.int32)
     outcomes = []
     for seed in range(3):
         found, pooled = hidden.clone(), torch.full((rows, size), 77.0).to(dtype)
         mean = pooling == "mean"
-        host.add_norm_pool(found, residual, norm, cu_seqlens, mean, finished, pooled, seed)
-        assert not finished.any()
+        host.add_norm_pool(found, residual, norm, cu_seqlens, mean, tickets, pooled, seed)
+        assert not tickets.any()
         outcomes.append((found, pooled))
     for other in outcomes[1:]:
         assert all(map(torch.equal, other, outcomes[0]))
@@ -314,7 +345,7 @@ def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: s
     host.add_norm_tokens(alone, residual, norm)
     assert torch.equal(found, alone)
     there = torch.tensor(lengths) > 0
-    assert bool((pooled[~there] == 77).all())  # a row without tokens is nobody's
+    assert bool((pooled[~there] == 77).all())  # nothing is written for a row without tokens
     present = torch.cat((cu_seqlens[:1], cu_seqlens[1:][there]))
     eager = reference.pool(found, present, pooling)
     if pooling == "cls":
@@ -326,7 +357,8 @@ def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: s
 
 def test_a_launch_of_no_block_is_an_error(host: CudaHost) -> None:
     batch = make_batch([], 8, torch.float32)
-    finished, decision = torch.zeros(1, dtype=torch.int32), ExitDecision("policy", 0.5, 1, 3, False)
-    arguments = (torch.randn(0, 8), make_weights(8, 3, None), decision, make_results(3, 3))
+    tickets, results = torch.zeros(1, dtype=torch.int32), make_results(3, 3)
+    decision = decide_by(results, "policy", 0.5)
+    arguments = (torch.randn(0, 8), make_weights(8, 3, None), decision, results)
     with pytest.raises(RuntimeError, match="invalid configuration argument"):
-        host.exit_rows(batch, *arguments, finished)
+        host.exit_rows(batch, *arguments, tickets)

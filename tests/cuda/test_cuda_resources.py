@@ -15,7 +15,7 @@ from support.cuda_host import HEADERS
 from support.needs import NVCC, TOOLKIT
 
 TARGETS = ("sm_80", "sm_90")
-SOURCES = sorted((HEADERS / "consistentee").glob("*.cuh"))
+SOURCES = sorted((HEADERS / "kernels" / "cuda").glob("*.cuh"))
 KERNEL = re.compile(
     r"(template <typename scalar_t>\s+)?static __global__ void\s+"
     r"(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\("
@@ -28,6 +28,7 @@ def declared_kernels() -> dict[str, bool]:
     """The kernels of the headers, and whether they are templates."""
     text = "\n".join(path.read_text() for path in SOURCES)
     kernels = {match[2]: bool(match[1]) for match in KERNEL.finditer(text)}
+    assert kernels, "no kernel is where this file looks"
     assert len(kernels) == text.count("__global__"), "a kernel that the pattern does not find"
     return kernels
 
@@ -77,7 +78,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
     assert NVCC is not None
     folder = tmp_path_factory.mktemp("resources")
     source, output = folder / "kernels.cu", folder / "kernels.o"
-    includes = [f'#include "consistentee/{path.name}"' for path in SOURCES]
+    includes = [f'#include "kernels/cuda/{path.name}"' for path in SOURCES]
     table = ", ".join(f"reinterpret_cast<const void*>({name})" for name in instances())
     source.write_text(
         "\n".join(
@@ -85,7 +86,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Compiled:
         )
     )
     architectures = [f"-gencode=arch=compute_{t[3:]},code={t}" for t in TARGETS]
-    # Unoptimised on the host, which matters to nobody here.
+    # Unoptimised on the host, which does not matter here.
     command = [NVCC, "-std=c++17", "-c", *architectures, "-Xptxas", "-v", "-Xcompiler", "-O0"]
     command += ["-Werror", "all-warnings", f"-I{HEADERS}", str(source), "-o", str(output)]
     command += ["--threads", str(len(TARGETS))]
@@ -142,11 +143,11 @@ def functions(compiled: Compiled) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "instance", [name for name in instances() if name.startswith(("compact_copy", "add_norm"))]
+    "instance", [name for name in instances() if name.startswith(("copy_rows", "add_norm"))]
 )
 def test_accesses_are_16_bytes_wide(functions: list[str], instance: str) -> None:
     named = [text for text in functions if encoded(instance).rstrip("E") in text.split("\n")[0]]
     assert len(named) == 1
     assert "LDG.E.128" in named[0]
     assert "STG.E.128" in named[0]
-    assert "LDG.E.U8" not in named[0] or instance == "compact_copy"  # its tails are of any size
+    assert "LDG.E.U8" not in named[0] or instance == "copy_rows"  # its tails are of any size

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.exit_cases import DTYPES, clone, make_batch, make_results, make_weights
+from support.exit_cases import DTYPES, clone, decide_by, make_batch, make_results, make_weights
 from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 
-from consistentee_ext import device_attention, ops, reference
 from consistentee_ext.criteria import CRITERIA
-from consistentee_ext.inputs import Limits, pack_inputs
-from consistentee_ext.packed import ExitDecision, LayerNormWeights
+from consistentee_ext.inputs import pack_inputs
+from consistentee_ext.ops import device_attention, load_ops, reference
+from consistentee_ext.packed import InputLimits
+from consistentee_ext.weights import NormWeights
 
 pytestmark = pytest.mark.needs_device
 SHAPES = [(1, 8, 1), (7, 99, 5), (300, 768, 2), (33, 1024, 1024)]
@@ -22,18 +23,24 @@ def check_exit_step(
     policy_input: str | None,
     criterion: str,
     shape: tuple[int, int, int],
+    activation: str = "tanh",
+    own_thresholds: bool = False,
 ) -> None:
-    """Of rows, hidden size and classes: decisions are equal, values near."""
+    """Of rows, hidden size and classes: decisions are equal, values near.
+
+    With `own_thresholds` they are above or below every score, row by row.
+    """
     rows, hidden_size, classes = shape
     torch.manual_seed(0)
     lengths = torch.randint(1, 20, (rows,)).tolist()
     batch = make_batch(lengths, hidden_size, dtype)
     weights = make_weights(hidden_size, classes, policy_input)
+    weights = weights._replace(state_activation=activation)
     pooled = torch.randn(rows, hidden_size).to(dtype)
     expected = make_results(rows + 3, classes)
     found = on_device(clone(expected))
     probe = clone(expected)
-    decision = ExitDecision(criterion, 0.5, layer=2, max_streak=4, last=True)
+    decision = decide_by(probe, criterion, 0.5, layer=2, max_streak=4, last=True)
     reference.exit_step(batch, pooled, weights, decision, probe)
     # A threshold in the widest gap between two scores near the middle: rounding does not decide.
     scores = probe.exit_scores[batch.row_ids].sort().values
@@ -42,19 +49,23 @@ def check_exit_step(
     if len(middle) > 1:
         widest = int(middle.diff().argmax())
         threshold = min(max(middle[widest : widest + 2].mean().item(), 1e-6), 1.0)
-    decision = decision._replace(threshold=threshold, last=False)
+    decision = decide_by(probe, criterion, threshold, layer=2, max_streak=4)
+    if own_thresholds:
+        thresholds = torch.where(torch.arange(rows + 3) % 2 == 0, -1.0, 2.0)
+        decision = decision._replace(thresholds=thresholds)
     totals = torch.zeros(2, dtype=torch.int32)
-    stay = reference.exit_step_ahead(batch, pooled, weights, decision, expected, totals)
-    counters = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    tickets = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
+    arguments = (batch, pooled, weights, decision, expected, tickets, totals)
+    stay = reference.exit_step_async(*arguments)
     on_host = torch.zeros(2, dtype=torch.int32, pin_memory=CARD)
-    got = ops.exit_step_ahead(
+    got = load_ops(backend).exit_step_async(
         on_device(batch),
         pooled.to(DEVICE),
         on_device(weights),
-        decision,
+        on_device(decision),
         found,
-        (counters, on_host),
-        backend,
+        tickets,
+        on_host,
     )
     if CARD:
         torch.cuda.synchronize()
@@ -63,7 +74,7 @@ def check_exit_step(
     assert torch.equal(got.cu_seqlens.cpu(), stay.cu_seqlens)
     tokens = int(totals[1])
     assert torch.equal(got.hidden[:tokens].cpu(), stay.hidden[:tokens])
-    assert not counters.any()
+    assert not tickets.any()
     for name in ("exit_layers", "labels", "streaks"):
         assert torch.equal(getattr(found, name).cpu(), getattr(expected, name))
     torch.testing.assert_close(found.logits.cpu(), expected.logits, atol=2e-5, rtol=2e-5)
@@ -105,6 +116,13 @@ def test_chosen_exit_steps(
     check_exit_step(gpu_backend, dtype, policy_input, criterion, shape)
 
 
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_and_thresholds_of_single_rows(gpu_backend: str, dtype: torch.dtype) -> None:
+    what = ("both", "policy", (40, 99, 2))
+    check_exit_step(gpu_backend, dtype, *what, activation="relu", own_thresholds=True)
+
+
 @pytest.mark.gpu_racecheck
 @pytest.mark.needs_cuda
 def test_exit_step_without_races() -> None:
@@ -117,24 +135,25 @@ def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: 
     lengths = [1, 31, 32, 33, 100, 512]
     batch = make_batch(lengths, hidden_size, dtype)
     other, weight, bias = (torch.randn(n, hidden_size).to(dtype) for n in (len(batch.hidden), 1, 1))
-    norm = on_device(LayerNormWeights(weight[0], bias[0], 1e-5))
+    norm = on_device(NormWeights(weight[0], bias[0], 1e-5))
     hidden, residual = batch.hidden.to(DEVICE), on_device(batch._replace(hidden=other))
     wide = [tensor.double() for tensor in (hidden, residual.hidden, *norm[:2])]
     exact = reference.add_norm(*wide, 1e-5)
     eager = reference.add_norm(hidden, residual.hidden, *norm)
     if pooling is None:
-        assert ops.add_norm(hidden, residual.hidden, norm, backend) is hidden
+        assert load_ops(backend).add_norm(hidden, residual.hidden, *norm) is hidden
         assert_near(hidden, exact, eager)
         return
-    counters = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
-    hidden, pooled = ops.add_norm_pool(hidden, residual, norm, 512, pooling, counters, backend)
+    tickets = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
+    where = (residual.cu_seqlens, 512, pooling, tickets)
+    pooled = load_ops(backend).add_norm_pool(hidden, residual.hidden, *norm, *where)
     assert_near(hidden, exact, eager)
     # The mean is of the rounded tokens, and rounded once; `reference.pool` sums in float32.
     wide = hidden.cpu().double()
     means = [rows.mean(dim=0) for rows in wide.split(lengths)]
     expected = torch.stack(means) if pooling == "mean" else wide[batch.cu_seqlens[:-1].long()]
     assert_near(pooled, expected, reference.pool(hidden.cpu(), batch.cu_seqlens, pooling))
-    assert not counters.any()
+    assert not tickets.any()
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -157,7 +176,7 @@ def test_chosen_add_norm(gpu_backend: str, dtype: torch.dtype, pooling: str | No
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("first_tokens_alone", [False, True])
 def test_attention(dtype: torch.dtype, first_tokens_alone: bool) -> None:
-    """On packed tokens; rows of nobody and tokens behind the last row change nothing."""
+    """On packed tokens; absent rows and tokens behind the last row change nothing."""
     torch.manual_seed(0)
     lengths = [1, 2, 17, 64, 130, 512]
     heads, size, behind = 4, 128, 9
@@ -182,7 +201,7 @@ def test_inputs_arrive_as_they_were_packed(rows: int) -> None:
     mask = torch.rand(rows, 40) < 0.5
     mask[:, 0] = True
     ids = torch.randint(0, 100, (rows, 40))
-    packed = pack_inputs(ids, mask, None, Limits(100, 2, 64), DEVICE, "cuda")
+    packed = pack_inputs(ids, mask, None, InputLimits(100, 2, 64), DEVICE, "cuda")
     for sent, arrived in zip(packed, packed.to(DEVICE), strict=True):
         assert arrived.device.type == DEVICE.type
         assert arrived.dtype == sent.dtype

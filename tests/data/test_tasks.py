@@ -9,8 +9,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from consistentee.data import tasks as tasks_module
 from consistentee.data.tasks import find_task, load_task, tasks
-from consistentee.measures.metrics import METRICS
 from consistentee.training.prepare import training_fields
+from consistentee_ext.configuration import METRICS
 
 NAMES = {"rte", "mrpc", "sst2", "qnli", "qqp", "mnli", "cola", "stsb", "mcid", "stackoverflow"}
 

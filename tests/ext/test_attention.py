@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from consistentee_ext import ops
+from consistentee_ext.ops import load_ops
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 native = pytest.mark.needs_native
@@ -40,7 +40,7 @@ def check(
     query = torch.randn(sum(queries), 2 * width).to(dtype)[:, :width]
     key, value = torch.randn(sum(keys), 2 * width).to(dtype).chunk(2, dim=-1)
     rows = (offsets(queries), offsets(keys))
-    found = ops.attention(query, key, value, *rows, heads, backend)
+    found = load_ops(backend).attention(query, key, value, *rows, heads)
     exact = by_hand(query.double(), key.double(), value.double(), queries, keys, heads)
     eager = by_hand(query, key, value, queries, keys, heads)
     assert found.dtype == dtype
@@ -80,14 +80,14 @@ def test_one_query_a_row(dtype: torch.dtype, backend: str) -> None:
 def test_rows_without_tokens_are_skipped(backend: str) -> None:
     tokens = torch.randn(5, 8)
     rows = offsets([0, 2, 0, 3, 0])
-    found = ops.attention(tokens, tokens, tokens, rows, rows, 2, backend)
-    expected = ops.attention(tokens, tokens, tokens, *[offsets([2, 3])] * 2, 2, backend)
+    found = load_ops(backend).attention(tokens, tokens, tokens, rows, rows, 2)
+    expected = load_ops(backend).attention(tokens, tokens, tokens, *[offsets([2, 3])] * 2, 2)
     assert torch.equal(found, expected)
 
 
 def test_no_rows(backend: str) -> None:
     empty, none = torch.zeros(0, 48), offsets([])
-    assert ops.attention(empty, empty, empty, none, none, 2, backend).shape == (0, 48)
+    assert load_ops(backend).attention(empty, empty, empty, none, none, 2).shape == (0, 48)
 
 
 @native
@@ -97,7 +97,7 @@ def test_large_scores_do_not_overflow() -> None:
     query, key, value = (torch.randn(200, 16) for _ in range(3))
     key = key * torch.linspace(1, 100, 200)[:, None]
     rows = offsets([200])
-    found = ops.attention(query, key, value, rows, rows, 1, "cpu")
+    found = load_ops("cpu").attention(query, key, value, rows, rows, 1)
     exact = by_hand(query.double(), key.double(), value.double(), [200], [200], 1)
     torch.testing.assert_close(found.double(), exact, atol=1e-4, rtol=1e-4)
 
@@ -106,10 +106,10 @@ def test_large_scores_do_not_overflow() -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     tokens = torch.randn(90, 64)
     together = offsets([7, 70, 13])
-    found = ops.attention(tokens, tokens, tokens, together, together, 2, "cpu")[7:77]
+    found = load_ops("cpu").attention(tokens, tokens, tokens, together, together, 2)[7:77]
     alone = tokens[7:77]
     row = offsets([70])
-    assert torch.equal(found, ops.attention(alone, alone, alone, row, row, 2, "cpu"))
+    assert torch.equal(found, load_ops("cpu").attention(alone, alone, alone, row, row, 2))
 
 
 @native
@@ -134,12 +134,14 @@ def test_a_direct_call_out_of_bounds_raises(changes: dict, message: str) -> None
         "num_heads": 2,
     }
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.consistentee.attention(*(arguments | changes).values())
+        torch.ops.consistentee.attention(**(arguments | changes))
 
 
 @native
 def test_opcheck() -> None:
     tokens, rows = torch.randn(5, 8), offsets([2, 3])
     torch.library.opcheck(
-        torch.ops.consistentee.attention.default, (tokens, tokens, tokens, rows, rows, 2)
+        torch.ops.consistentee.attention.default,
+        (tokens, tokens, tokens),
+        {"query_offsets": rows, "key_offsets": rows, "num_heads": 2},
     )

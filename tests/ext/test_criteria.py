@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from consistentee_ext import reference
 from consistentee_ext.criteria import (
     CRITERIA,
     PLAIN_CRITERIA,
@@ -19,13 +18,16 @@ from consistentee_ext.criteria import (
     check_criterion,
     check_threshold,
 )
+from consistentee_ext.ops import reference
+from consistentee_ext.weights import STATE_ACTIVATIONS
 
-HEADER = Path(__file__).parents[2] / "csrc" / "include" / "consistentee" / "exit_head.h"
+KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
 
 
 def numbers_of(enum: str) -> dict[str, int]:
     """The enumerators of the kernels, lower case, without their k."""
-    body = re.findall(rf"enum class {enum} : int64_t {{([^}}]*)}}", HEADER.read_text())[0]
+    text = "".join((KERNELS / name).read_text() for name in ("score.h", "exit_head.h"))
+    body = re.findall(rf"enum class {enum} : int64_t {{([^}}]*)}}", text)[0]
     return {name.lower(): int(number) for name, number in re.findall(r"k(\w+) = (\d+)", body)}
 
 
@@ -33,6 +35,8 @@ def test_the_kernels_number_them_alike() -> None:
     assert numbers_of("Criterion") == {name: number for number, name in enumerate(CRITERIA)}
     inputs = ("none", *POLICY_INPUTS)
     assert numbers_of("PolicyInput") == {name: number for number, name in enumerate(inputs)}
+    activations = {name: number for number, name in enumerate(STATE_ACTIVATIONS)}
+    assert numbers_of("StateActivation") == activations
     assert {"policy", *PLAIN_CRITERIA} == set(CRITERIA)
 
 

@@ -1,13 +1,13 @@
-"""Exit heads, as they are trained, against the reference."""
+"""The exit head as a module: what training calls and the engine reads."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from consistentee_ext import reference
-from consistentee_ext.heads import ExitHead, build_exit_heads
-from consistentee_ext.packed import HeadWeights
+from consistentee_ext.exits.head import ExitHead, build_exit_heads
+from consistentee_ext.ops import reference
+from consistentee_ext.weights import HeadWeights
 
 
 @pytest.mark.parametrize("policy_input", ["state", "prediction", "both"])

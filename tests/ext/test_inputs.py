@@ -7,7 +7,8 @@ import torch
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.inputs import Limits, PackedInputs, pack_inputs
+from consistentee_ext.inputs import PackedInputs, pack_inputs
+from consistentee_ext.packed import InputLimits
 
 GOOD = random_batch([3, 5])
 native = pytest.mark.needs_native
@@ -85,7 +86,7 @@ def test_mask_with_holes_keeps_positions(backend: str) -> None:
 
 
 CPU = torch.device("cpu")
-LIMITS = Limits(VOCABULARY, 2, 64)
+LIMITS = InputLimits(VOCABULARY, 2, 64)
 
 
 def with_holes(rows: int, seed: int = 0) -> dict[str, torch.Tensor]:

@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.exit_cases import decide_by
 
-from consistentee_ext import reference
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext.ops import reference
+from consistentee_ext.packed import ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights
 
 
 def small_batch() -> PackedBatch:
@@ -28,15 +30,6 @@ def test_pack_drops_padding() -> None:
     assert packed.flatten().tolist() == [0, 2, 3, 4]
     assert cu_seqlens.tolist() == [0, 2, 4]
     assert cu_seqlens.dtype == torch.int32
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
-def test_unpack_is_the_inverse_of_pack(lengths: list[int]) -> None:
-    mask = torch.arange(5) < torch.tensor(lengths)[:, None]
-    hidden = torch.randn(len(lengths), 5, 3) * mask[..., None]
-    packed, cu_seqlens = reference.pack(hidden, mask)
-    assert cu_seqlens.diff().tolist() == lengths
-    assert torch.equal(reference.unpack(packed, mask), hidden)
 
 
 def test_pool() -> None:
@@ -95,9 +88,9 @@ def head_that_reads_the_state() -> HeadWeights:
 
 def test_exit_step_by_hand() -> None:
     batch = small_batch()
-    results = ExitState.empty(5, 2)
+    results = ExitResults.empty(5, 2)
     pooled = torch.tensor([[2.0, 0], [0.1, 0], [-3.0, 0]])
-    decision = ExitDecision("confidence", 0.8, layer=3, max_streak=3, last=False)
+    decision = decide_by(results, "confidence", 0.8, layer=3, max_streak=3, last=False)
     survivors = reference.exit_step(batch, pooled, head_that_reads_the_state(), decision, results)
     # Confidence is sigmoid(2 |tanh x|): 0.873, 0.550 and 0.880. The middle row stays.
     assert survivors.row_ids.tolist() == [0]
@@ -122,23 +115,23 @@ def test_exit_step_by_hand() -> None:
     ],
 )
 def test_energy_by_hand(logits: list[float], score: float) -> None:
-    results = ExitState.empty(5, 3)
+    results = ExitResults.empty(5, 3)
     weights = HeadWeights(torch.zeros(3, 2), torch.tensor(logits))
     for threshold, rows in ((score + 0.01, 3), (score - 0.01, 0)):
-        decision = ExitDecision("energy", threshold, layer=1, max_streak=1, last=False)
+        decision = decide_by(results, "energy", threshold, layer=1, max_streak=1, last=False)
         stay = reference.exit_step(small_batch(), torch.zeros(3, 2), weights, decision, results)
         assert len(stay.row_ids) == rows
     assert math.isclose(results.exit_scores[4].item(), score, abs_tol=1e-6)
 
 
 def test_patience_counts_agreements_in_a_row() -> None:
-    results = ExitState.empty(1, 2)
+    results = ExitResults.empty(1, 2)
     batch = PackedBatch(
         torch.ones(1, 2), torch.tensor([0, 1], dtype=torch.int32), torch.tensor([0])
     )
     streaks = []
     for layer, value in enumerate((1.0, 1.0, -1.0, -1.0, -1.0), start=1):
-        decision = ExitDecision("patience", 0.4, layer, max_streak=4, last=False)
+        decision = decide_by(results, "patience", 0.4, layer, max_streak=4, last=False)
         pooled = torch.tensor([[value, 0.0]])
         batch = reference.exit_step(batch, pooled, head_that_reads_the_state(), decision, results)
         streaks.append(results.streaks.item())
@@ -148,9 +141,31 @@ def test_patience_counts_agreements_in_a_row() -> None:
     assert results.exit_scores.item() == 0.5
 
 
+def test_each_row_has_its_own_threshold() -> None:
+    """Confidences 0.873, 0.550 and 0.880 of the caller's rows 4, 0 and 2."""
+    results = ExitResults.empty(5, 2)
+    thresholds = torch.tensor([0.54, 0.0, 0.89, 0.0, 0.88])
+    decision = decide_by(results, "confidence", thresholds)
+    pooled = torch.tensor([[2.0, 0], [0.1, 0], [-3.0, 0]])
+    stay = reference.exit_step(
+        small_batch(), pooled, head_that_reads_the_state(), decision, results
+    )
+    assert stay.row_ids.tolist() == [4, 2]
+    assert results.exit_layers.tolist() == [1, 0, 0, 0, 0]
+
+
+def test_relu_in_place_of_tanh() -> None:
+    results = ExitResults.empty(5, 2)
+    weights = head_that_reads_the_state()._replace(state_activation="relu")
+    pooled = torch.tensor([[2.5, 0], [-1.0, 0], [0.5, 0]])
+    decision = decide_by(results, "confidence", 1.0, last=True)
+    reference.exit_step(small_batch(), pooled, weights, decision, results)
+    assert results.logits[[4, 0, 2], 0].tolist() == [2.5, 0.0, 0.5]
+
+
 def test_every_row_leaves_at_the_last_layer() -> None:
-    results = ExitState.empty(5, 2)
-    decision = ExitDecision("policy", 1.0, layer=6, max_streak=5, last=True)
+    results = ExitResults.empty(5, 2)
+    decision = decide_by(results, "policy", 1.0, layer=6, max_streak=5, last=True)
     left = reference.exit_step(
         small_batch(), torch.zeros(3, 2), head_that_reads_the_state(), decision, results
     )

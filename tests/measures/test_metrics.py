@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from consistentee.measures.metrics import check_metric, measure, predictions
+from consistentee.measures.metrics import measure, predictions
 
 LABELS = [1, 1, 1, 0, 0, 0]
 PREDICTED = [1, 1, 0, 1, 0, 0]
@@ -31,16 +31,3 @@ def test_numbers():
 def test_predictions():
     assert predictions(torch.tensor([[0.1, 0.9], [3.0, 2.0]]), regression=False).tolist() == [1, 0]
     assert predictions(torch.tensor([[0.5], [3.0]]), regression=True).tolist() == [0.5, 3.0]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("spearman", 2, False), r"^metric: expected one of .* in classification, got 'spearman'$"),
-        (("accuracy", 1, True), r"^metric: expected one of \('spearman',\) in regression, got"),
-        (("f1", 3, False), "^metric: expected two classes for 'f1', got 3$"),
-    ],
-)
-def test_a_metric_that_does_not_fit_is_refused(arguments, message):
-    with pytest.raises(ValueError, match=message):
-        check_metric(*arguments)

@@ -18,8 +18,9 @@ from transformers import (
     RobertaConfig,
 )
 
-from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
-from consistentee_ext import reference
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.ops import reference
 
 C, L, H = 3, 4, 32
 IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 9, 3, 0, 0], [2, 5, 6, 3, 0]])

@@ -3,12 +3,24 @@
 
 #include "cuda_shim.h"
 // after the shim, whose macros they need
-#include "consistentee/compact.cuh"
-#include "consistentee/exit_rows.cuh"
-#include "consistentee/normalize.cuh"
+#include "kernels/cuda/copy_rows.cuh"
+#include "kernels/cuda/exit_rows.cuh"
+#include "kernels/cuda/norm.cuh"
 
 namespace consistentee {
 namespace {
+
+constexpr int kPlanThreads = kExitThreads;
+
+// The plan alone, for a mask that is given.
+__global__ void plan_only(
+    const bool* keep,
+    const int32_t* cu_seqlens,
+    const int64_t* row_ids,
+    int64_t rows,
+    SurvivorPlan plan) {
+  plan_survivors<kPlanThreads>(keep, cu_seqlens, row_ids, rows, plan);
+}
 
 template <typename F>
 const char* message_of(const F& f) {
@@ -67,7 +79,8 @@ void struct_sizes(int64_t* out) {
   const int64_t sizes[] = {
       sizeof(SurvivorPlan),
       sizeof(ExitRows<float>),
-      sizeof(ExitHeadParams),
+      sizeof(ExitHead),
+      sizeof(ExitDecision),
       sizeof(ExitResults),
       sizeof(AddNorm<float>),
       sizeof(RowPooling)};
@@ -75,19 +88,18 @@ void struct_sizes(int64_t* out) {
   std::memcpy(out, sizes, sizeof(sizes));
 }
 
-const char* run_compact_plan(
+const char* run_plan(
     uint64_t seed,
     const bool* keep,
     const int32_t* cu_seqlens,
     const int64_t* row_ids,
     int64_t rows,
     const SurvivorPlan* plan) {
-  return message_of([&] {
-    launch(seed, compact_plan, 1, kPlanThreads, 0, keep, cu_seqlens, row_ids, rows, *plan);
-  });
+  return message_of(
+      [&] { launch(seed, plan_only, 1, kPlanThreads, 0, keep, cu_seqlens, row_ids, rows, *plan); });
 }
 
-const char* run_compact_copy(
+const char* run_copy_rows(
     uint64_t seed,
     const void* hidden,
     const int32_t* cu_seqlens,
@@ -98,8 +110,7 @@ const char* run_compact_copy(
     void* out) {
   return message_of([&] {
     const dim3 grid(static_cast<unsigned>(rows), static_cast<unsigned>(splits));
-    launch(
-        seed, compact_copy, grid, kCopyThreads, 0, hidden, cu_seqlens, offsets, token_bytes, out);
+    launch(seed, copy_rows, grid, kCopyThreads, 0, hidden, cu_seqlens, offsets, token_bytes, out);
   });
 }
 
@@ -107,7 +118,8 @@ const char* run_exit_rows(
     uint64_t seed,
     int dtype,
     const ExitRows<float>* batch,
-    const ExitHeadParams* head,
+    const ExitHead* head,
+    const ExitDecision* decision,
     const ExitResults* results,
     const SurvivorPlan* plan) {
   return message_of([&] {
@@ -121,8 +133,9 @@ const char* run_exit_rows(
           kExitThreads,
           exit_rows_memory(*head),
           ExitRows<scalar_t>{
-              pooled, batch->cu_seqlens, batch->row_ids, batch->rows, batch->keep, batch->finished},
+              pooled, batch->cu_seqlens, batch->row_ids, batch->rows, batch->keep, batch->tickets},
           *head,
+          *decision,
           *results,
           *plan);
     });

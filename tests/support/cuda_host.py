@@ -17,16 +17,11 @@ from torch import Tensor
 
 from consistentee_ext import criteria
 from consistentee_ext.criteria import CRITERIA
-from consistentee_ext.packed import (
-    ExitDecision,
-    ExitState,
-    HeadWeights,
-    LayerNormWeights,
-    PackedBatch,
-)
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights, NormWeights
 
 ROOT = Path(__file__).resolve().parents[2]
-HEADERS = ROOT / "csrc" / "include"
+HEADERS = ROOT / "csrc"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 POLICY_INPUTS = (None, *criteria.POLICY_INPUTS)
 NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
@@ -40,7 +35,7 @@ class Rows(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_void_p) for name in ("pooled", "cu_seqlens", "row_ids")),
         ("rows", c_int64),
-        *((name, c_void_p) for name in ("keep", "finished")),
+        *((name, c_void_p) for name in ("keep", "tickets")),
     ]
 
 
@@ -48,15 +43,21 @@ class Head(ctypes.Structure):
     _fields_: ClassVar = [
         *((name, c_void_p) for name in HeadWeights._fields[:6]),
         *((name, c_int64) for name in ("hidden_size", "classes", "policy_size")),
-        *((name, c_int64) for name in ("policy_input", "criterion")),
-        ("threshold", c_float),
-        *((name, c_int64) for name in ("layer", "max_streak")),
+        *((name, c_int64) for name in ("policy_input", "activation")),
+    ]
+
+
+class Decision(ctypes.Structure):
+    _fields_: ClassVar = [
+        ("criterion", c_int64),
+        ("thresholds", c_void_p),
+        *((name, c_int64) for name in ("threshold_stride", "layer", "max_streak")),
         ("last", c_bool),
     ]
 
 
 class Results(ctypes.Structure):
-    _fields_: ClassVar = [(name, c_void_p) for name in ExitState._fields]
+    _fields_: ClassVar = [(name, c_void_p) for name in ExitResults._fields]
 
 
 class Norm(ctypes.Structure):
@@ -69,16 +70,16 @@ class Norm(ctypes.Structure):
 
 class Pooling(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, c_void_p) for name in ("cu_seqlens", "partial", "finished")),
+        *((name, c_void_p) for name in ("cu_seqlens", "partial", "tickets")),
         ("mean", c_bool),
     ]
 
 
-STRUCTS = (Plan, Rows, Head, Results, Norm, Pooling)
+STRUCTS = (Plan, Rows, Head, Decision, Results, Norm, Pooling)
 ARGUMENTS: dict[str, list[Any]] = {
-    "run_compact_plan": [c_uint64, *[c_void_p] * 3, c_int64, POINTER(Plan)],
-    "run_compact_copy": [c_uint64, *[c_void_p] * 3, *[c_int64] * 3, c_void_p],
-    "run_exit_rows": [c_uint64, c_int, *map(POINTER, (Rows, Head, Results, Plan))],
+    "run_plan": [c_uint64, *[c_void_p] * 3, c_int64, POINTER(Plan)],
+    "run_copy_rows": [c_uint64, *[c_void_p] * 3, *[c_int64] * 3, c_void_p],
+    "run_exit_rows": [c_uint64, c_int, *map(POINTER, (Rows, Head, Decision, Results, Plan))],
     "run_add_norm_tokens": [c_uint64, c_int, POINTER(Norm), c_int64, c_int],
     "run_add_norm_pool": [
         *(c_uint64, c_int, POINTER(Norm), POINTER(Pooling), c_int64, c_int64, c_void_p, c_int)
@@ -139,7 +140,7 @@ class CudaHost:
         addresses = Plan(*(tensor.data_ptr() for tensor in planned[:4]))
         _, cu_seqlens, row_ids = (tensor.data_ptr() for tensor in batch)
         rows = len(batch.row_ids)
-        self._run("run_compact_plan", seed, keep.data_ptr(), cu_seqlens, row_ids, rows, addresses)
+        self._run("run_plan", seed, keep.data_ptr(), cu_seqlens, row_ids, rows, addresses)
         return planned
 
     def copy(
@@ -152,7 +153,7 @@ class CudaHost:
         token_bytes = batch.hidden.shape[1] * batch.hidden.element_size()
         sizes = (rows, token_bytes, splits)
         offsets = planned.offsets.data_ptr()
-        self._run("run_compact_copy", seed, hidden, cu_seqlens, offsets, *sizes, out.data_ptr())
+        self._run("run_copy_rows", seed, hidden, cu_seqlens, offsets, *sizes, out.data_ptr())
 
     def exit_rows(
         self,
@@ -160,8 +161,8 @@ class CudaHost:
         pooled: Tensor,
         weights: HeadWeights,
         decision: ExitDecision,
-        results: ExitState,
-        finished: Tensor,
+        results: ExitResults,
+        tickets: Tensor,
         seed: int = 0,
     ) -> Planned:
         """Decides B rows in place of `results`, and plans where those that stay go."""
@@ -177,25 +178,29 @@ class CudaHost:
             len(weights.classifier_bias),
             policy_size,
             POLICY_INPUTS.index(weights.policy_input),
+            STATE_ACTIVATIONS.index(weights.state_activation),
+        )
+        thresholds = decision.thresholds
+        how = Decision(
             CRITERIA.index(decision.criterion),
-            decision.threshold,
-            decision.layer,
-            decision.max_streak,
-            decision.last,
+            thresholds.data_ptr(),
+            thresholds.stride(0),
+            *decision[2:],
         )
         self._run(
             "run_exit_rows",
             seed,
             DTYPES.index(pooled.dtype),
-            Rows(pooled.data_ptr(), cu_seqlens, row_ids, rows, keep, finished.data_ptr()),
+            Rows(pooled.data_ptr(), cu_seqlens, row_ids, rows, keep, tickets.data_ptr()),
             head,
+            how,
             Results(*(tensor.data_ptr() for tensor in results)),
             Plan(*(tensor.data_ptr() for tensor in planned[:4])),
         )
         return planned
 
     def add_norm_tokens(
-        self, hidden: Tensor, residual: Tensor, norm: LayerNormWeights, seed: int = 0
+        self, hidden: Tensor, residual: Tensor, norm: NormWeights, seed: int = 0
     ) -> None:
         dtype, erased, warps = _norm_arguments(hidden, residual, norm)
         self._run("run_add_norm_tokens", seed, dtype, erased, len(hidden), warps)
@@ -204,10 +209,10 @@ class CudaHost:
         self,
         hidden: Tensor,
         residual: Tensor,
-        norm: LayerNormWeights,
+        norm: NormWeights,
         cu_seqlens: Tensor,
         mean: bool,
-        finished: Tensor,
+        tickets: Tensor,
         pooled: Tensor,
         seed: int = 0,
     ) -> None:
@@ -216,15 +221,13 @@ class CudaHost:
         # The first tokens need no sums: nothing may touch the place for them.
         partial = torch.full((rows, splits, hidden.shape[1]), torch.nan) if mean else None
         addresses = (cu_seqlens.data_ptr(), None if partial is None else partial.data_ptr())
-        pooling = Pooling(*addresses, finished.data_ptr(), mean)
+        pooling = Pooling(*addresses, tickets.data_ptr(), mean)
         dtype, erased, warps = _norm_arguments(hidden, residual, norm)
         out = pooled.data_ptr()
         self._run("run_add_norm_pool", seed, dtype, erased, pooling, rows, splits, out, warps)
 
 
-def _norm_arguments(
-    hidden: Tensor, residual: Tensor, norm: LayerNormWeights
-) -> tuple[int, Norm, int]:
+def _norm_arguments(hidden: Tensor, residual: Tensor, norm: NormWeights) -> tuple[int, Norm, int]:
     size = hidden.shape[1]
     tensors = (hidden, residual, norm.weight, norm.bias)
     erased = Norm(*(tensor.data_ptr() for tensor in tensors), size, norm.eps)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from consistentee_ext.packed import ExitState, HeadWeights, PackedBatch
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 INF, NAN = float("inf"), float("nan")
@@ -25,7 +26,7 @@ def make_batch(lengths: list[int], hidden_size: int, dtype: torch.dtype) -> Pack
 
 
 def with_absent_rows(batch: PackedBatch, places: list[int]) -> PackedBatch:
-    """Rows without tokens that are nobody's, before the rows `places` name."""
+    """Absent rows, without tokens and with -1 as their id, before the rows that `places` name."""
     cu_seqlens, row_ids = batch.cu_seqlens.tolist(), batch.row_ids.tolist()
     for place in sorted(places, reverse=True):
         cu_seqlens.insert(place, cu_seqlens[place])
@@ -52,12 +53,25 @@ def make_weights(
     )
 
 
-def make_results(rows: int, classes: int) -> ExitState:
-    results = ExitState.empty(rows, classes)
+def decide_by(
+    results: ExitResults,
+    criterion: str,
+    threshold: float | torch.Tensor,
+    layer: int = 1,
+    max_streak: int = 3,
+    last: bool = False,
+) -> ExitDecision:
+    """A decision about rows of `results`; one number is the threshold of all of them."""
+    thresholds = torch.as_tensor(threshold, dtype=torch.float32).expand(len(results.logits))
+    return ExitDecision(criterion, thresholds, layer, max_streak, last)
+
+
+def make_results(rows: int, classes: int) -> ExitResults:
+    results = ExitResults.empty(rows, classes)
     results.labels.copy_(torch.randint(-1, classes, (rows,)))
     results.streaks.copy_(torch.randint(0, 3, (rows,)))
     return results
 
 
-def clone(results: ExitState) -> ExitState:
-    return ExitState(*(tensor.clone() for tensor in results))
+def clone(results: ExitResults) -> ExitResults:
+    return ExitResults(*(tensor.clone() for tensor in results))

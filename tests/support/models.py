@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
-from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from consistentee_ext.configuration import ConsistentEEConfig
 
 VOCABULARY = 120
 

@@ -16,16 +16,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
+
 pytestmark = pytest.mark.needs_triton
 FOLDER = Path(__file__).parent
 COMPILED = [
     # dtype, policy_input, criterion, last, H, C, P
-    (torch.float32, 0, 2, False, 19, 1, 1),
-    (torch.float32, 1, 3, True, 111, 77, 32),
-    (torch.float32, 3, 0, False, 768, 3, 32),
-    (torch.float16, 0, 4, False, 64, 5, 1),
-    (torch.bfloat16, 2, 0, False, 1, 2, 1),
-    (torch.bfloat16, 3, 0, False, 768, 3, 32),
+    (torch.float32, None, "entropy", False, 19, 1, 1),
+    (torch.float32, "state", "patience", True, 111, 77, 32),
+    (torch.float32, "both", "policy", False, 768, 3, 32),
+    (torch.float16, None, "energy", False, 64, 5, 1),
+    (torch.bfloat16, "prediction", "policy", False, 1, 2, 1),
+    (torch.bfloat16, "both", "policy", False, 768, 3, 32),
 ]
 
 
@@ -119,39 +122,37 @@ def compile_all(folder: Path) -> None:
         number += 1
 
     JITFunction.run = compile_only
-    from consistentee_ext import triton_kernels as kernels
+    from consistentee_ext.ops import triton as kernels
 
     cu_seqlens = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
-    counters, totals = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
+    tickets, totals = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
     for dtype, policy_input, criterion, last, size, classes, units in COMPILED:
         hidden = torch.zeros(5, size, dtype=dtype)
         norm = (hidden.clone(), torch.ones(size, dtype=dtype), torch.ones(size, dtype=dtype), 1e-12)
-        kernels.add_norm_(hidden, *norm)
-        for mean in (False, True):
-            kernels.add_norm_pool_(hidden, *norm, cu_seqlens, 40, mean, counters)
-        features = (0, size, 5, size + 5)[policy_input]
+        kernels.add_norm(hidden, *norm)
+        for pooling in ("cls", "mean"):
+            kernels.add_norm_pool(hidden, *norm, cu_seqlens, 40, pooling, tickets)
+        features = {None: 0, "state": size, "prediction": 5, "both": size + 5}[policy_input]
         policy = (torch.zeros(units, features), *torch.zeros(2, units), torch.zeros(1))
-        kernels.exit_step_ahead(
-            hidden,
-            cu_seqlens,
-            torch.tensor([2, -1, 0]),
-            torch.zeros(3, size, dtype=dtype),
-            torch.zeros(classes, size),
-            torch.zeros(classes),
-            *(policy if policy_input else (None,) * 4),
-            policy_input,
-            criterion,
-            0.5,
-            1,
-            3,
-            last,
-            torch.zeros(4, classes),
-            torch.zeros(4, dtype=torch.int64),
-            torch.zeros(4),
-            *torch.zeros(2, 4, dtype=torch.int32),
-            counters,
-            totals,
-        )
+        if policy_input is None:
+            policy = (None,) * 4
+        own, shared = torch.full((4,), 0.5), torch.tensor(0.5).expand(4)
+        for activation, thresholds in zip(STATE_ACTIVATIONS, (own, shared), strict=True):
+            kernels.exit_step_async(
+                PackedBatch(hidden, cu_seqlens, torch.tensor([2, -1, 0])),
+                torch.zeros(3, size, dtype=dtype),
+                HeadWeights(
+                    torch.zeros(classes, size),
+                    torch.zeros(classes),
+                    *policy,
+                    policy_input,
+                    activation,
+                ),
+                ExitDecision(criterion, thresholds, 1, 3, last),
+                ExitResults.empty(4, classes),
+                tickets,
+                totals,
+            )
 
 
 if __name__ == "__main__":

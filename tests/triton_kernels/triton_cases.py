@@ -11,16 +11,24 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from support.exit_cases import DTYPES, EXTREME_LOGITS, clone, make_results, make_weights
+from support.exit_cases import (
+    DTYPES,
+    EXTREME_LOGITS,
+    clone,
+    decide_by,
+    make_results,
+    make_weights,
+)
 from torch import Tensor
 from torch.nn.functional import layer_norm
 from triton.runtime import interpreter
 
-from consistentee_ext import reference
-from consistentee_ext import triton_kernels as kernels
 from consistentee_ext.criteria import CRITERIA
-from consistentee_ext.ops import CRITERION_CODES, POLICY_CODES
-from consistentee_ext.packed import ExitDecision, ExitState, HeadWeights, PackedBatch
+from consistentee_ext.ops import reference
+from consistentee_ext.ops import triton as kernels
+from consistentee_ext.ops.schema import POLICY_CODES
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
 
 assert triton.knobs.runtime.interpret, "set TRITON_INTERPRET=1"
 
@@ -81,28 +89,29 @@ def test_add_norm(size: int, dtype: torch.dtype) -> None:
     weight, bias = draw(size, dtype=dtype), draw(size, dtype=dtype)
     exact = exact_norm(hidden, residual, weight, bias)
     eager = reference.add_norm(hidden, residual, weight, bias, EPS)
-    kernels.add_norm_(hidden, residual, weight, bias, EPS)
+    kernels.add_norm(hidden, residual, weight, bias, EPS)
     check(hidden, exact, eager)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("size", WIDTHS)
-@pytest.mark.parametrize("mean", [False, True])
-def test_add_norm_pool(size: int, mean: bool, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_add_norm_pool(size: int, pooling: str, dtype: torch.dtype) -> None:
     torch.manual_seed(size)
+    mean = pooling == "mean"
     lengths = [1, 31, 0, 33, 100] if mean else [1, 0, 33]
     tokens, present = sum(lengths), torch.tensor(lengths) > 0
     hidden, residual = draw(tokens, size, dtype=dtype), draw(tokens, size, dtype=dtype) + 3
     weight, bias = draw(size, dtype=dtype), draw(size, dtype=dtype)
     exact = exact_norm(hidden, residual, weight, bias)
     eager = reference.add_norm(hidden, residual, weight, bias, EPS)
-    counters = torch.zeros(len(lengths) + 2, dtype=torch.int32)
+    tickets = torch.zeros(len(lengths) + 2, dtype=torch.int32)
     offsets = offsets_of(lengths)
-    pooled = kernels.add_norm_pool_(
-        hidden, residual, weight, bias, EPS, offsets, 128, mean, counters
+    pooled = kernels.add_norm_pool(
+        hidden, residual, weight, bias, EPS, offsets, 128, pooling, tickets
     )
     check(hidden, exact, eager)
-    assert not counters.any()
+    assert not tickets.any()
     assert pooled.shape == (len(lengths), size)
     filled = offsets_of([length for length in lengths if length])
     if not mean:
@@ -115,7 +124,7 @@ def test_add_norm_pool(size: int, mean: bool, dtype: torch.dtype) -> None:
 
 def test_a_constant_token_is_the_bias() -> None:
     found, bias = torch.full((1, 8), 7.0), torch.arange(8.0)
-    kernels.add_norm_(found, torch.zeros(1, 8), torch.ones(8), bias, 1e-5)
+    kernels.add_norm(found, torch.zeros(1, 8), torch.ones(8), bias, 1e-5)
     torch.testing.assert_close(found[0], bias)
 
 
@@ -125,10 +134,10 @@ def test_one_wide_token() -> None:
     weight, bias = torch.randn(8192), torch.randn(8192)
     exact = exact_norm(hidden, residual, weight, bias)
     eager = reference.add_norm(hidden, residual, weight, bias, EPS)
-    counters = torch.zeros(1, dtype=torch.int32)
+    tickets = torch.zeros(1, dtype=torch.int32)
     cu_seqlens = offsets_of([2])
-    pooled = kernels.add_norm_pool_(
-        hidden, residual, weight, bias, EPS, cu_seqlens, 2, True, counters
+    pooled = kernels.add_norm_pool(
+        hidden, residual, weight, bias, EPS, cu_seqlens, 2, "mean", tickets
     )
     check(hidden, exact, eager)
     torch.testing.assert_close(pooled[0], hidden.mean(0))
@@ -139,24 +148,16 @@ def step(
     pooled: Tensor,
     weights: HeadWeights,
     decision: ExitDecision,
-    results: ExitState,
+    results: ExitResults,
 ) -> PackedBatch:
-    """`exit_step_ahead`, whose tail is checked and cut off."""
+    """`exit_step_async`, whose tail is checked and cut off."""
     rows, tokens = len(batch.row_ids), len(batch.hidden)
-    counters = torch.zeros(max(rows, 1), dtype=torch.int32)
+    tickets = torch.zeros(max(rows, 1), dtype=torch.int32)
     totals = torch.full((2,), -7, dtype=torch.int32)
-    hidden, cu_seqlens, row_ids = kernels.exit_step_ahead(
-        *batch,
-        pooled,
-        *weights[:6],
-        POLICY_CODES[weights.policy_input],
-        CRITERION_CODES[decision.criterion],
-        *decision[1:],
-        *results,
-        counters,
-        totals,
+    hidden, cu_seqlens, row_ids = kernels.exit_step_async(
+        batch, pooled, weights, decision, results, tickets, totals
     )
-    assert not counters.any()
+    assert not tickets.any()
     assert hidden.shape == batch.hidden.shape
     assert hidden.dtype == batch.hidden.dtype
     assert cu_seqlens.shape == (rows + 1,)
@@ -180,8 +181,13 @@ def check_exit_step(
     dtype: torch.dtype,
     last: bool = False,
     policy_size: int = 32,
-) -> None:
-    """On a batch of which every third row, and the tail, belong to nobody."""
+    activation: str = "tanh",
+    own_thresholds: bool = False,
+) -> PackedBatch:
+    """On a batch of which every third row, and the tail, are absent.
+
+    With `own_thresholds` they are above or below every score, row by row.
+    """
     lengths = [1 + (7 * row) % 5 for row in range(rows)]
     present = [row % 3 != 2 for row in range(rows)]
     row_ids = torch.randperm(rows + 3)[:rows]
@@ -193,19 +199,24 @@ def check_exit_step(
     )
     pooled = draw(rows + 2, hidden_size, dtype=dtype)
     weights = make_weights(hidden_size, classes, policy_input, policy_size)
-    somebody = reference.compact(PackedBatch(batch.hidden, offsets_of(lengths), row_ids), here)
+    weights = weights._replace(state_activation=activation)
+    present_rows = reference.compact(PackedBatch(batch.hidden, offsets_of(lengths), row_ids), here)
     expected = make_results(rows + 3, classes)
     found = clone(expected)
     # Between the scores, half-way in the widest gap: no row is so near that rounding decides.
-    decision = ExitDecision(criterion, 0.5, layer=2, max_streak=4, last=True)
+    decision = decide_by(expected, criterion, 0.5, layer=2, max_streak=4, last=True)
     probe = clone(expected)
-    reference.exit_step(somebody, pooled[:rows][here], weights, decision, probe)
-    scores = probe.exit_scores[somebody.row_ids].unique()
+    reference.exit_step(present_rows, pooled[:rows][here], weights, decision, probe)
+    scores = probe.exit_scores[present_rows.row_ids].unique()
     if len(scores) > 1:
         widest = scores.diff().argmax()
-        decision = decision._replace(threshold=float(scores[widest : widest + 2].mean()))
+        middle = float(scores[widest : widest + 2].mean())
+        decision = decision._replace(thresholds=torch.full((rows + 3,), middle))
+    if own_thresholds:
+        thresholds = torch.where(torch.arange(rows + 3) % 2 == 0, -1.0, 2.0)
+        decision = decision._replace(thresholds=thresholds)
     decision = decision._replace(last=last)
-    stay = reference.exit_step(somebody, pooled[:rows][here], weights, decision, expected)
+    stay = reference.exit_step(present_rows, pooled[:rows][here], weights, decision, expected)
     got = step(batch, pooled, weights, decision, found)
     for a, b in zip(got, stay, strict=True):
         assert torch.equal(a, b)
@@ -214,6 +225,7 @@ def check_exit_step(
     assert torch.equal(found.streaks, expected.streaks)
     torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(found.exit_scores, expected.exit_scores, atol=1e-5, rtol=1e-5)
+    return stay
 
 
 @pytest.mark.parametrize("last", [False, True])
@@ -223,6 +235,32 @@ def test_exit_step(criterion: str, policy_input: str | None, last: bool) -> None
     torch.manual_seed(7)
     dtype = DTYPES[(CRITERIA.index(criterion) + POLICY_CODES[policy_input]) % 3]
     check_exit_step(7, 99, 5, policy_input, criterion, dtype, last)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_each_row_has_its_own_threshold(criterion: str) -> None:
+    torch.manual_seed(7)
+    stay = check_exit_step(9, 19, 5, "both", criterion, torch.float32, own_thresholds=True)
+    assert 0 < len(stay.row_ids) < 6
+    assert bool((stay.row_ids % 2 == 1).all())
+
+
+def test_one_threshold_of_all_rows() -> None:
+    """Its neighbours in memory say the opposite, and are not read."""
+    batch = PackedBatch(torch.zeros(3, 8), offsets_of([1, 1, 1]), torch.tensor([4, 0, 1]))
+    weights, pooled = make_weights(8, 3, "both"), torch.randn(3, 8)
+    alternating = torch.tensor([-1.0, 2.0] * 3)
+    for place, stay in ((0, []), (1, [4, 0, 1])):
+        results = make_results(5, 3)
+        decision = decide_by(results, "policy", alternating[place])
+        assert decision.thresholds.stride(0) == 0
+        assert step(batch, pooled, weights, decision, results).row_ids.tolist() == stay
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_relu_in_place_of_tanh(dtype: torch.dtype) -> None:
+    torch.manual_seed(7)
+    check_exit_step(7, 99, 5, "both", "policy", dtype, activation="relu")
 
 
 SIZES = [(hidden_size, classes) for hidden_size in HIDDEN_SIZES for classes in (1, 2, 3, 77)]
@@ -244,7 +282,7 @@ def test_exit_step_of_many_rows(rows: int, dtype: torch.dtype) -> None:
 
 
 def test_plan_in_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("consistentee_ext.triton_kernels.exit_step.PLAN_ROWS", 8)
+    monkeypatch.setattr("consistentee_ext.ops.triton.exit_step.PLAN_ROWS", 8)
     torch.manual_seed(3)
     check_exit_step(31, 19, 2, None, "confidence", torch.float32)
 
@@ -261,7 +299,7 @@ def test_long_rows_are_copied_in_parts() -> None:
     weights = HeadWeights(torch.ones(2, 768), torch.zeros(2))
     results = make_results(3, 2)
     results.labels[:] = 1  # not what is predicted: every streak ends
-    decision = ExitDecision("patience", 0.5, layer=1, max_streak=1, last=False)
+    decision = decide_by(results, "patience", 0.5, max_streak=1)
     stay = step(batch, torch.randn(3, 768), weights, decision, results)
     for found, expected in zip(stay, batch, strict=True):
         assert torch.equal(found, expected)
@@ -269,33 +307,35 @@ def test_long_rows_are_copied_in_parts() -> None:
 
 
 def test_nothing_to_do() -> None:
-    weights, decision = make_weights(8, 2, "both"), ExitDecision("policy", 0.5, 1, 3, False)
-    results = make_results(3, 2)
+    weights, results = make_weights(8, 2, "both"), make_results(3, 2)
+    decision = decide_by(results, "policy", 0.5)
     before = clone(results)
-    nobody = torch.full((2,), -1)
-    for rows in (torch.zeros(0, dtype=torch.int64), nobody):
+    absent = torch.full((2,), -1)
+    for rows in (torch.zeros(0, dtype=torch.int64), absent):
         empty = PackedBatch(torch.zeros(0, 8), offsets_of([0] * len(rows)), rows)
         left = step(empty, torch.randn(len(rows), 8), weights, decision, results)
         assert [len(part) for part in left] == [0, 1, 0]
     for after, untouched in zip(results, before, strict=True):
         assert torch.equal(after, untouched)
-    none, norm, counters = torch.zeros(0, 8), (torch.ones(8), torch.ones(8)), torch.zeros(2).int()
-    kernels.add_norm_(none, none, *norm, EPS)
+    none, norm, tickets = torch.zeros(0, 8), (torch.ones(8), torch.ones(8)), torch.zeros(2).int()
+    kernels.add_norm(none, none, *norm, EPS)
     for rows in (0, 2):
         offsets = offsets_of([0] * rows)
-        pooled = kernels.add_norm_pool_(none, none, *norm, EPS, offsets, 1, True, counters)
+        pooled = kernels.add_norm_pool(none, none, *norm, EPS, offsets, 1, "mean", tickets)
         assert pooled.shape == (rows, 8)
 
 
 @pytest.mark.parametrize("criterion", ["policy", "confidence", "entropy", "energy"])
-def test_nan_goes_to_the_last_layer_and_shows(criterion: str) -> None:
+@pytest.mark.parametrize("activation", STATE_ACTIVATIONS)
+def test_nan_goes_to_the_last_layer_and_shows(criterion: str, activation: str) -> None:
     torch.manual_seed(0)
     batch = PackedBatch(torch.randn(4, 8), offsets_of([2, 2]), torch.tensor([4, 1]))
     weights, pooled = make_weights(8, 3, "both"), torch.randn(2, 8)
+    weights = weights._replace(state_activation=activation)
     pooled[0, 3] = float("nan")
     for last in (False, True):
-        decision = ExitDecision(criterion, 1e-9, layer=1, max_streak=1, last=last)
-        results = ExitState.empty(5, 3)
+        results = ExitResults.empty(5, 3)
+        decision = decide_by(results, criterion, 1e-9, max_streak=1, last=last)
         left = step(batch, pooled, weights, decision, results)
         assert left.row_ids.tolist() == ([] if last else [4])
         assert bool(results.logits[4].isnan().all()) == last
@@ -306,9 +346,9 @@ def test_nan_goes_to_the_last_layer_and_shows(criterion: str) -> None:
 
 def test_energy_of_extreme_logits() -> None:
     batch = PackedBatch(torch.zeros(1, 1), offsets_of([1]), torch.tensor([0]))
-    decision = ExitDecision("energy", 1.0, layer=1, max_streak=1, last=True)
     for logits in EXTREME_LOGITS:
-        results = ExitState.empty(1, 2)
+        results = ExitResults.empty(1, 2)
+        decision = decide_by(results, "energy", 1.0, max_streak=1, last=True)
         step(batch, torch.zeros(1, 1), HeadWeights(torch.ones(2, 1), logits), decision, results)
         expected = logits.logsumexp(0).sigmoid()
         torch.testing.assert_close(results.exit_scores[0], expected, equal_nan=True)
@@ -325,9 +365,9 @@ def test_label_is_the_first_of_the_largest_and_nan_is_largest() -> None:
         [2, 1, inf, 0],
     ]
     batch = PackedBatch(torch.zeros(1, 1), offsets_of([1]), torch.tensor([0]))
-    decision = ExitDecision("patience", 0.5, layer=1, max_streak=1, last=True)
     for row in rows:
-        results, bias = ExitState.empty(1, 4), torch.tensor(row).float()
+        results, bias = ExitResults.empty(1, 4), torch.tensor(row).float()
+        decision = decide_by(results, "patience", 0.5, max_streak=1, last=True)
         step(batch, torch.zeros(1, 1), HeadWeights(torch.ones(4, 1), bias), decision, results)
         assert results.labels.item() == bias.argmax()
         assert torch.equal(results.logits[0].nan_to_num(99), bias.nan_to_num(99))
@@ -338,9 +378,9 @@ def test_a_score_equal_to_the_threshold_stays() -> None:
     batch = PackedBatch(torch.zeros(1, 1), offsets_of([1]), torch.tensor([0]))
     weights = HeadWeights(torch.ones(1, 1), torch.zeros(1))
     for streak, most in ((1, 3), (2, 3), (5, 7), (9, 11), (11, 12)):
-        results = ExitState.empty(1, 1)
+        results = ExitResults.empty(1, 1)
         results.labels[0], results.streaks[0] = 0, streak - 1
-        decision = ExitDecision("patience", streak / most, 1, most, last=False)
+        decision = decide_by(results, "patience", streak / most, max_streak=most)
         assert len(step(batch, torch.zeros(1, 1), weights, decision, results).row_ids) == 1
         assert results.streaks.item() == streak
 
@@ -350,9 +390,9 @@ def test_tanh_is_accurate_over_its_range() -> None:
     ends = torch.tensor([0.0, 1e-6, -1e-6, 100, -100, 0.625, -0.625, 1e30, -float("inf")])
     x = torch.cat((torch.linspace(-12, 12, 247), ends))
     size = len(x)
-    results = ExitState.empty(1, size)
+    results = ExitResults.empty(1, size)
     batch = PackedBatch(torch.zeros(1, size), offsets_of([1]), torch.tensor([0]))
-    decision = ExitDecision("confidence", 1.0, 1, 0, last=True)
+    decision = decide_by(results, "confidence", 1.0, max_streak=0, last=True)
     step(batch, x[None], HeadWeights(torch.eye(size), torch.zeros(size)), decision, results)
     exact = x.double().tanh()
     assert bool(((results.logits[0] - exact).abs() <= 3e-7 * exact.abs()).all())
@@ -361,9 +401,9 @@ def test_tanh_is_accurate_over_its_range() -> None:
 def test_gelu_is_accurate_over_its_range() -> None:
     """Through a policy of one unit that reads a state of 1, and a score near zero."""
     batch = PackedBatch(torch.zeros(1, 1), offsets_of([1]), torch.tensor([0]))
-    decision = ExitDecision("policy", 1.0, 1, 0, last=True)
     for x in (-6.0, -2.5, -1.0, -1e-3, 0.0, 0.3, 1.0, 3.0, 6.0):
-        results = ExitState.empty(1, 1)
+        results = ExitResults.empty(1, 1)
+        decision = decide_by(results, "policy", 1.0, max_streak=0, last=True)
         unit = (torch.tensor([[x]]), torch.zeros(1), torch.ones(1), torch.zeros(1))
         weights = HeadWeights(torch.ones(1, 1), torch.zeros(1), *unit, "state")
         step(batch, torch.full((1, 1), 20.0), weights, decision, results)
@@ -374,11 +414,11 @@ def test_gelu_is_accurate_over_its_range() -> None:
 def test_a_row_does_not_depend_on_its_neighbours() -> None:
     torch.manual_seed(0)
     pooled, weights = torch.randn(3, 111), make_weights(111, 7, "both")
-    decision = ExitDecision("policy", 0.5, layer=1, max_streak=3, last=True)
-    together, hidden = ExitState.empty(3, 7), torch.zeros(3, 111)
+    together, hidden = ExitResults.empty(3, 7), torch.zeros(3, 111)
+    decision = decide_by(together, "policy", 0.5, last=True)
     batch = PackedBatch(hidden, offsets_of([1, 1, 1]), torch.tensor([2, 0, 1]))
     step(batch, pooled, weights, decision, together)
-    alone = ExitState.empty(3, 7)
+    alone = ExitResults.empty(3, 7)
     for row, row_id in enumerate(batch.row_ids):
         one = PackedBatch(hidden[:1], offsets_of([1]), row_id[None])
         step(one, pooled[row : row + 1], weights, decision, alone)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from consistentee_ext.criteria import SCORES, Prediction
-from consistentee_ext.reference import prediction_statistics
+from consistentee_ext.ops.reference import prediction_statistics
 
 
 def prediction_features(exit_logits: Tensor) -> Tensor:

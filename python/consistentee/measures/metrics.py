@@ -1,4 +1,4 @@
-"""What a task is measured by, from scikit-learn and SciPy."""
+"""What a task is measured by, from scikit-learn and SciPy: `METRICS` of the configuration."""
 
 from __future__ import annotations
 
@@ -7,19 +7,6 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor
-
-# f1 is of class 1, the second in the order of the labels.
-METRICS = ("accuracy", "f1", "matthews", "spearman")
-
-
-def check_metric(metric: str, num_labels: int, regression: bool) -> None:
-    """Raise ValueError unless a model of this kind can be measured so."""
-    kinds = METRICS[-1:] if regression else METRICS[:-1]
-    if metric not in kinds:
-        kind = "regression" if regression else "classification"
-        raise ValueError(f"metric: expected one of {kinds} in {kind}, got {metric!r}")
-    if metric == "f1" and num_labels != 2:
-        raise ValueError(f"metric: expected two classes for 'f1', got {num_labels}")
 
 
 def measure(metric: str, labels: Sequence[Any], predicted: Sequence[Any]) -> float:

@@ -3,139 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from consistentee.measures.metrics import check_metric
 from consistentee.model.loss import depth_weighted_loss, exit_loss
-from consistentee_ext.criteria import POLICY_INPUTS, check_criterion, check_threshold
-from consistentee_ext.heads import (
-    POOLINGS,
-    build_exit_heads,
-    check_alpha,
-    speed_of,
-)
-
-
-class ConsistentEEConfig(PreTrainedConfig):
-    """Configuration of a ConsistentEE classifier.
-
-    Args:
-        backbone: configuration of the encoder, or a dict with its ``model_type``; BERT-base by
-            default.
-        pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, or its first token
-            (``"cls"``, the paper's).
-        policy_input: what a policy reads: ``"prediction"`` statistics (the default; they say
-            nothing of a number), the ``"state"`` (the paper's, and regression's default), or
-            ``"both"`` (`consistentee.training.train.train`'s default where rows are many enough).
-        policy_size: width of a policy's hidden layer.
-        criterion: the exit rule's score, see `consistentee_ext.criteria`.
-        threshold: the score above which a row exits, in (0, 1].
-        alpha: the accuracy that a layer less is worth for the easiest row; 0 puts no price on
-            depth. A list has one price for each layer.
-        alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
-            asked for; `alpha` is then the default. None for a model of one alpha.
-        metric: what the task is measured by, see `consistentee.measures.metrics`.
-        label_std: standard deviation of the training labels; regression only.
-        kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
-            ``problem_type="regression"`` predicts a number in place of a class.
-
-    Raises:
-        ValueError: a field is outside its range.
-    """
-
-    model_type = "consistentee"
-    sub_configs: ClassVar = {"backbone": AutoConfig}
-
-    def __init__(
-        self,
-        backbone: PreTrainedConfig | dict[str, Any] | None = None,
-        pooling: str = "mean",
-        policy_input: str | None = None,
-        policy_size: int = 32,
-        criterion: str = "policy",
-        threshold: float = 0.5,
-        alpha: float | list[float] = 0.06,
-        alpha_range: Sequence[float] | None = None,
-        metric: str = "accuracy",
-        label_std: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        if backbone is None:
-            backbone = {"model_type": "bert"}
-        if isinstance(backbone, dict):
-            if "model_type" not in backbone:
-                raise ValueError("backbone: expected a dict with a 'model_type', got none")
-            backbone = AutoConfig.for_model(**backbone)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
-        if policy_input is None:
-            is_regression = kwargs.get("problem_type") == "regression"
-            policy_input = "state" if is_regression else "prediction"
-        if policy_input not in POLICY_INPUTS:
-            raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
-        if policy_size < 1:
-            raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
-        _check_prices(alpha, alpha_range, backbone.num_hidden_layers)
-        check_criterion(criterion)
-        check_threshold(threshold)
-        self.backbone = backbone
-        self.pooling = pooling
-        self.policy_input = policy_input
-        self.policy_size = policy_size
-        self.criterion = criterion
-        self.threshold = threshold
-        self.alpha = alpha
-        self.alpha_range = None if alpha_range is None else list(alpha_range)
-        self.metric = metric
-        self.label_std = label_std
-        super().__init__(**kwargs)
-        if self.regression:
-            if self.num_labels != 1:
-                raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
-            if policy_input == "prediction":
-                raise ValueError(
-                    "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
-                    "which says nothing of a number"
-                )
-        elif self.num_labels is None or self.num_labels < 2:
-            raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
-        check_metric(metric, self.num_labels, self.regression)
-
-    @property
-    def regression(self) -> bool:
-        """Whether the model predicts a number in place of a class."""
-        return self.problem_type == "regression"
-
-
-def _check_prices(alpha: Any, alpha_range: Any, num_layers: int) -> None:
-    prices = alpha if isinstance(alpha, list) else [alpha]
-    if not all(price >= 0.0 for price in prices):
-        raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
-    if isinstance(alpha, list) and len(alpha) != num_layers:
-        raise ValueError(
-            f"alpha: expected one number, or {num_layers}, one for each layer, got {len(alpha)}"
-        )
-    if alpha_range is None:
-        return
-    if len(alpha_range) != 2 or not 0.0 < alpha_range[0] < alpha_range[1]:
-        raise ValueError(
-            f"alpha_range: expected two numbers above 0, the lower first, got {alpha_range}"
-        )
-    check_alpha(alpha, alpha_range)
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.exits.head import alpha_feature, build_exit_heads
 
 
 @dataclass
@@ -185,7 +65,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             self.num_labels,
             config.policy_input,
             config.policy_size,
-            dropout=getattr(config.backbone, "hidden_dropout_prob", 0.0),
+            dropout=_dropout(config.backbone),
             adjustable=config.alpha_range is not None,
         )
         self.post_init()
@@ -265,13 +145,13 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
                 raise ValueError("input_ids: expected these or pooled_states, got neither")
             pooled_states = self.pooled_states(input_ids, attention_mask, token_type_ids)
         rows = pooled_states.shape[0]
-        speed = self.speed(rows, alpha)
+        feature = self.alpha_feature(rows, alpha)
         states: list[Tensor] = []
         exit_logits: list[Tensor] = []
         policy_logits: list[Tensor] = []
         previous_label = torch.full((rows,), -1, device=pooled_states.device)
         for head, pooled in zip(self.heads, pooled_states.unbind(dim=1), strict=True):
-            output = head(pooled, previous_label, speed)
+            output = head(pooled, previous_label, feature)
             previous_label = output.logits.argmax(dim=-1)
             states.append(output.state)
             exit_logits.append(output.logits)
@@ -290,12 +170,12 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             policy_logits=stack_policies(policy_logits, stacked),
         )
 
-    def speed(self, rows: int, alpha: Tensor | float | None = None) -> Tensor | None:
+    def alpha_feature(self, rows: int, alpha: Tensor | float | None = None) -> Tensor | None:
         """What adjustable policies read of alpha, ``[B]``; None where policies are not."""
         if self.config.alpha_range is None:
             return None
         asked: Any = self.config.alpha if alpha is None else alpha
-        return speed_of(asked, self.config.alpha_range).to(self.device).expand(rows)
+        return alpha_feature(asked, self.config.alpha_range).to(self.device).expand(rows)
 
     def pooled_states(
         self,
@@ -313,6 +193,12 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         weights = pooling_weights(attention_mask, self.config.pooling).to(hidden_states[0].dtype)
         pooled = [torch.bmm(weights[:, None], hidden)[:, 0] for hidden in hidden_states]
         return torch.stack(pooled, dim=1)
+
+
+def _dropout(backbone: Any) -> float:
+    """The encoder's probability of dropping a hidden state, by the names that families give it."""
+    names = ("hidden_dropout_prob", "dropout")
+    return next((getattr(backbone, name) for name in names if hasattr(backbone, name)), 0.0)
 
 
 @contextmanager
@@ -347,8 +233,6 @@ def stack_policies(policy_logits: list[Tensor], like: Tensor) -> Tensor:
     return torch.stack(policy_logits, dim=1).float()
 
 
-# In place of the engine's, which knows no field.
-AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig, exist_ok=True)
 AutoModelForSequenceClassification.register(
     ConsistentEEConfig, ConsistentEEForSequenceClassification
 )

@@ -23,7 +23,7 @@ class PolicyNetwork(nn.Module):
     def __init__(self, model: ConsistentEEForSequenceClassification) -> None:
         super().__init__()
         self.heads = model.heads
-        self._speed_of = model.speed
+        self._alpha_feature = model.alpha_feature
 
     def forward(
         self, states: Tensor, exit_logits: Tensor, alpha: Tensor | float | None = None
@@ -35,13 +35,13 @@ class PolicyNetwork(nn.Module):
             exit_logits: ``[B, L, C]``.
             alpha: as in `ConsistentEEForSequenceClassification.forward`.
         """
-        speed = self._speed_of(len(states), alpha)
+        feature = self._alpha_feature(len(states), alpha)
         policy_logits: list[Tensor] = []
         previous_label = torch.full((len(states),), -1, device=states.device)
         heads: list[Any] = list(self.heads)
         layers = zip(states.unbind(dim=1), exit_logits.unbind(dim=1), strict=True)
         for head, (state, logits) in zip(heads, layers, strict=True):
-            decision = head.decide(state, logits, previous_label, speed)
+            decision = head.decide(state, logits, previous_label, feature)
             previous_label = logits.argmax(dim=-1)
             if decision is not None:
                 policy_logits.append(decision)

@@ -1,0 +1,135 @@
+"""The configuration of a ConsistentEE checkpoint: the one definition of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from consistentee_ext.criteria import POLICY_INPUTS, check_criterion, check_threshold
+from consistentee_ext.exits.head import POOLINGS, check_alpha
+
+# What a task is measured by. f1 is of class 1, the second in the order of the labels.
+METRICS = ("accuracy", "f1", "matthews", "spearman")
+
+
+class ConsistentEEConfig(PreTrainedConfig):
+    """Configuration of a ConsistentEE classifier.
+
+    Args:
+        backbone: configuration of the encoder, or a dict with its ``model_type``; BERT-base by
+            default.
+        pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, or its first token
+            (``"cls"``, the paper's).
+        policy_input: what a policy reads: ``"prediction"`` statistics (the default; they say
+            nothing of a number), the ``"state"`` (the paper's, and regression's default), or
+            ``"both"`` (`consistentee.training.train.train`'s default where rows are many enough).
+        policy_size: width of a policy's hidden layer.
+        criterion: the exit rule's score, see `consistentee_ext.criteria`.
+        threshold: the score above which a row exits, in (0, 1].
+        alpha: the price of a layer, in accuracy, for the easiest row; 0 makes depth free. A list
+            has one price for each layer.
+        alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
+            asked for; `alpha` is then the default. None for a model of one alpha.
+        metric: what the task is measured by, one of `METRICS`.
+        label_std: standard deviation of the training labels; regression only.
+        kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
+            ``problem_type="regression"`` predicts a number in place of a class.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    model_type = "consistentee"
+    sub_configs: ClassVar = {"backbone": AutoConfig}
+
+    def __init__(
+        self,
+        backbone: PreTrainedConfig | dict[str, Any] | None = None,
+        pooling: str = "mean",
+        policy_input: str | None = None,
+        policy_size: int = 32,
+        criterion: str = "policy",
+        threshold: float = 0.5,
+        alpha: float | list[float] = 0.06,
+        alpha_range: Sequence[float] | None = None,
+        metric: str = "accuracy",
+        label_std: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if backbone is None:
+            backbone = {"model_type": "bert"}
+        if isinstance(backbone, dict):
+            if "model_type" not in backbone:
+                raise ValueError("backbone: expected a dict with a 'model_type', got none")
+            backbone = AutoConfig.for_model(**backbone)
+        if pooling not in POOLINGS:
+            raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
+        if policy_input is None:
+            is_regression = kwargs.get("problem_type") == "regression"
+            policy_input = "state" if is_regression else "prediction"
+        if policy_input not in POLICY_INPUTS:
+            raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
+        if policy_size < 1:
+            raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
+        _check_alpha(alpha, alpha_range, backbone.num_hidden_layers)
+        check_criterion(criterion)
+        check_threshold(threshold)
+        self.backbone = backbone
+        self.pooling = pooling
+        self.policy_input = policy_input
+        self.policy_size = policy_size
+        self.criterion = criterion
+        self.threshold = threshold
+        self.alpha = alpha
+        self.alpha_range = None if alpha_range is None else list(alpha_range)
+        self.metric = metric
+        self.label_std = label_std
+        super().__init__(**kwargs)
+        if self.regression:
+            if self.num_labels != 1:
+                raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
+            if policy_input == "prediction":
+                raise ValueError(
+                    "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
+                    "which says nothing of a number"
+                )
+        elif self.num_labels is None or self.num_labels < 2:
+            raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
+        check_metric(metric, self.num_labels, self.regression)
+
+    @property
+    def regression(self) -> bool:
+        """Whether the model predicts a number in place of a class."""
+        return self.problem_type == "regression"
+
+
+def _check_alpha(alpha: Any, alpha_range: Any, num_layers: int) -> None:
+    values = alpha if isinstance(alpha, list) else [alpha]
+    if not all(value >= 0.0 for value in values):
+        raise ValueError(f"alpha: expected a number of at least 0, got {alpha}")
+    if isinstance(alpha, list) and len(alpha) != num_layers:
+        raise ValueError(
+            f"alpha: expected one number, or {num_layers}, one for each layer, got {len(alpha)}"
+        )
+    if alpha_range is None:
+        return
+    if len(alpha_range) != 2 or not 0.0 < alpha_range[0] < alpha_range[1]:
+        raise ValueError(
+            f"alpha_range: expected two numbers above 0, the lower first, got {alpha_range}"
+        )
+    check_alpha(alpha, alpha_range)
+
+
+def check_metric(metric: str, num_labels: int, regression: bool) -> None:
+    """Raise ValueError unless a model of this kind can be measured so."""
+    kinds = METRICS[-1:] if regression else METRICS[:-1]
+    if metric not in kinds:
+        kind = "regression" if regression else "classification"
+        raise ValueError(f"metric: expected one of {kinds} in {kind}, got {metric!r}")
+    if metric == "f1" and num_labels != 2:
+        raise ValueError(f"metric: expected two classes for 'f1', got {num_labels}")
+
+
+AutoConfig.register(ConsistentEEConfig.model_type, ConsistentEEConfig)

@@ -1,0 +1,26 @@
+"""The engines: one interface, `Engine.advance`, run op by op, in one C++ call, or on a device."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from consistentee_ext.backend import DEVICE_BACKENDS
+from consistentee_ext.engines.base import Engine
+from consistentee_ext.engines.device import DeviceEngine
+from consistentee_ext.engines.eager import EagerEngine
+from consistentee_ext.engines.native import NativeEngine
+from consistentee_ext.exits.exits import Exits
+from consistentee_ext.layers import Stack
+from consistentee_ext.ops import DeviceOps, HostOps, load_ops
+
+__all__ = ["Engine", "choose_engine"]
+
+
+def choose_engine(stack: Stack, exits: Exits, backend: str, sync: str) -> Engine:
+    """The fastest engine of a backend that takes the model; `sync` is for those of a device."""
+    ops = load_ops(backend)
+    if backend in DEVICE_BACKENDS:
+        return DeviceEngine(stack, exits, cast(DeviceOps, ops), sync)
+    if backend == "cpu" and NativeEngine.takes(stack, exits):
+        return NativeEngine(stack, exits)
+    return EagerEngine(stack, exits, cast(HostOps, ops))

@@ -1,0 +1,43 @@
+"""The interface of the engines."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from consistentee_ext.exits.exits import Exits
+from consistentee_ext.inputs import PackedInputs
+from consistentee_ext.layers import Stack
+from consistentee_ext.packed import ExitResults, PackedBatch
+
+
+class Engine(ABC):
+    """A stack and its exits, ready to run. It never changes: other exits make another engine.
+
+    Args:
+        stack: embedding and blocks.
+        exits: where and how rows leave.
+    """
+
+    def __init__(self, stack: Stack, exits: Exits) -> None:
+        self.stack = stack
+        self.exits = exits
+
+    @abstractmethod
+    def with_exits(self, exits: Exits) -> Engine:
+        """An engine of the same stack with these exits."""
+
+    @abstractmethod
+    def advance(
+        self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults
+    ) -> PackedBatch:
+        """Run blocks `first` to ``last - 1`` with their exits; returns the rows that are left.
+
+        A whole pass is ``advance(inputs, 0, L, results)``, after which no row is left.
+
+        Args:
+            batch: packed inputs where `first` is 0, else what an advance to `first` returned. Its
+                ``row_ids`` index `results`.
+            first: from 0.
+            last: more than `first`, at most L.
+            results: of the N rows, written in place.
+        """

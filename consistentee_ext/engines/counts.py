@@ -1,0 +1,58 @@
+"""How many rows each exit step left: written by a device, read by the host later."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import torch
+from torch import Tensor
+
+# Counts that a device may still write, each with the event behind their last kernel.
+_in_flight: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+
+
+def _drop_finished() -> None:
+    while _in_flight:
+        event, totals = _in_flight.popleft()
+        if not event.query():
+            _in_flight.appendleft((event, totals))
+            return
+
+
+class Counts:
+    """Rows and tokens left after each exit step: the device writes them to memory of the host.
+
+    A pass ends on the host while kernels that write are still to run, and torch's allocator of
+    pinned memory does not know of them: `close` keeps the memory until they have.
+    """
+
+    def __init__(self, exits: int, device: torch.device) -> None:
+        _drop_finished()
+        self._device = device
+        self._on_device = device.type == "cuda"
+        self._totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
+        self._events: list[torch.cuda.Event] = []
+        self.made = 0
+
+    def next(self) -> Tensor:
+        """Where the next exit step writes its counts, ``[2]`` int32."""
+        self.made += 1
+        return self._totals[self.made - 1]
+
+    def mark(self) -> None:
+        """The newest exit step is launched."""
+        if self._on_device:
+            self._events.append(torch.cuda.current_stream(self._device).record_event())
+
+    def read(self, number: int) -> tuple[int, int]:
+        """Rows and tokens after exit step `number` (1-based), once it has run."""
+        if self._on_device:
+            self._events[number - 1].synchronize()
+        rows, tokens = self._totals[number - 1].tolist()
+        return rows, tokens
+
+    def close(self) -> None:
+        """No exit step is launched any more."""
+        self.mark()
+        if self._events:
+            _in_flight.append((self._events[-1], self._totals))

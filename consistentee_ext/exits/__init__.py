@@ -1,0 +1,1 @@
+"""The exits of a model: the modules that training trains, and what an engine reads of them."""

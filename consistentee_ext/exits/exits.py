@@ -1,0 +1,192 @@
+"""The exits of a model, ready to run: which layers have one, their weights, how they decide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from consistentee_ext.criteria import check_threshold
+from consistentee_ext.exits.head import ExitHead, Policy
+from consistentee_ext.families import FAMILIES
+from consistentee_ext.ops.onednn import prepack
+from consistentee_ext.packed import ExitDecision
+from consistentee_ext.weights import HeadWeights, LinearWeights
+
+
+@dataclass(frozen=True)
+class Exit:
+    """The exit of one layer: pooling, the pooler's product, and what the exit step reads.
+
+    The alpha feature is the same for all rows, so its term of an adjustable policy is folded into
+    the bias: ``dense_bias = base_bias + alpha_feature * alpha_weight``.
+    """
+
+    pooling: str
+    pooler: LinearWeights
+    weights: HeadWeights
+    alpha_weight: Tensor | None = None
+    base_bias: Tensor | None = None
+
+    @classmethod
+    def from_modules(
+        cls,
+        pooling: str,
+        pooler: nn.Linear,
+        activation: str,
+        classifier: nn.Linear,
+        policy: Policy | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Exit:
+        """The pooler in `dtype`; classifier and policy, which are small, in float32."""
+
+        def exact(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device, torch.float32).contiguous()
+
+        policy_weights: dict[str, Any] = {}
+        alpha_weights: tuple[Tensor, ...] = ()
+        if policy is not None:
+            dense_weight = policy.dense.weight
+            if policy.adjustable:
+                alpha_weights = (exact(dense_weight[:, -1]), exact(policy.dense.bias))
+                dense_weight = dense_weight[:, :-1]
+            policy_weights = {
+                "dense_weight": exact(dense_weight),
+                "dense_bias": exact(policy.dense.bias),
+                "score_weight": exact(policy.score.weight).view(-1),
+                "score_bias": exact(policy.score.bias),
+                "policy_input": policy.policy_input,
+            }
+        weight, bias = (p.detach().to(device, dtype) for p in (pooler.weight, pooler.bias))
+        return cls(
+            pooling,
+            prepack(weight, bias),
+            HeadWeights(
+                exact(classifier.weight),
+                exact(classifier.bias),
+                **policy_weights,
+                state_activation=activation,
+            ),
+            *alpha_weights,
+        )
+
+    def at_alpha(self, feature: float) -> Exit:
+        """This exit with an adjustable policy that reads this alpha feature."""
+        if self.alpha_weight is None:
+            return self
+        assert self.base_bias is not None
+        bias = torch.add(self.base_bias, self.alpha_weight, alpha=feature)
+        return replace(self, weights=self.weights._replace(dense_bias=bias))
+
+
+def model_exits(
+    model: Any, backbone: Any, dtype: torch.dtype, device: torch.device
+) -> dict[int, Exit]:
+    """The exits of a model by layer (1-based); a Hugging Face classifier has one, at the last."""
+    if hasattr(model, "heads"):
+        heads: Sequence[ExitHead] = model.heads
+        pooling = model.config.pooling
+        return {
+            layer: Exit.from_modules(
+                pooling, head.pooler, "tanh", head.classifier, head.policy, dtype, device
+            )
+            for layer, head in enumerate(heads, start=1)
+        }
+    pooler, activation, classifier = FAMILIES[backbone.config.model_type].read_head(model)
+    return {
+        backbone.config.num_hidden_layers: Exit.from_modules(
+            "cls", pooler, activation, classifier, None, dtype, device
+        )
+    }
+
+
+@dataclass(frozen=True)
+class Exits:
+    """All that decides where rows leave; frozen, so that a pass sees one state from end to end.
+
+    Attributes:
+        by_layer: the layers at which rows may leave, ascending; the last layer is one of them.
+        criterion: one of `consistentee_ext.criteria.CRITERIA`.
+        threshold_by_layer: of every layer but the last.
+        num_classes: C.
+    """
+
+    by_layer: Mapping[int, Exit]
+    criterion: str
+    threshold_by_layer: Mapping[int, float]
+    num_classes: int = field(init=False)
+    _thresholds: Tensor = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        values = [[self.threshold_by_layer.get(layer, 1.0)] for layer in self.by_layer]
+        bias = self.last.weights.classifier_bias
+        object.__setattr__(self, "num_classes", len(bias))
+        object.__setattr__(self, "_thresholds", torch.tensor(values, device=bias.device))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The keys of `by_layer`."""
+        return tuple(self.by_layer)
+
+    @property
+    def last(self) -> Exit:
+        """The exit at which every row leaves."""
+        return self.by_layer[max(self.by_layer)]
+
+    def thresholds(self, rows: int) -> Tensor:
+        """One a layer and row, ``[E, N]`` float32."""
+        return self._thresholds.expand(-1, rows)
+
+    def decisions(self, rows: int) -> dict[int, ExitDecision]:
+        """How each layer decides about rows of N results."""
+        layers = self.layers
+        return {
+            layer: ExitDecision(
+                criterion=self.criterion,
+                thresholds=thresholds,
+                layer=layer,
+                max_streak=len(layers) - 1,
+                last=layer == layers[-1],
+            )
+            for layer, thresholds in zip(layers, self.thresholds(rows), strict=True)
+        }
+
+
+def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -> tuple[int, ...]:
+    """The layers at which rows may leave, ascending; the last layer is always one of them."""
+    last = max(available)
+    if chosen is None:
+        return tuple(sorted(available))
+    if not isinstance(chosen, Sequence):
+        raise TypeError(
+            f"exit_layers: expected a sequence of integers, got {type(chosen).__name__}"
+        )
+    unknown = [layer for layer in chosen if layer not in available]
+    if unknown:
+        raise ValueError(f"exit_layers: expected some of {sorted(available)}, got {unknown[0]!r}")
+    return tuple(sorted({*chosen, last}))
+
+
+def resolve_thresholds(
+    value: float | Sequence[float] | Mapping[int, float], early: Sequence[int]
+) -> dict[int, float]:
+    """One threshold an early exit layer, from one number, one a layer in order, or by layer."""
+    if isinstance(value, Mapping):
+        if sorted(value) != sorted(early):
+            raise ValueError(
+                f"threshold: expected one for each of the exit layers {list(early)}, "
+                f"got layers {list(value)}"
+            )
+        return {layer: check_threshold(value[layer]) for layer in early}
+    if not isinstance(value, (int, float, str)) and isinstance(value, Sequence):
+        if len(value) != len(early):
+            raise ValueError(
+                f"threshold: expected {len(early)} numbers, one for each of the exit layers "
+                f"{list(early)}, got {len(value)}"
+            )
+        return {layer: check_threshold(t) for layer, t in zip(early, value, strict=True)}
+    return dict.fromkeys(early, check_threshold(value))

@@ -1,0 +1,169 @@
+"""The exit head of one layer: pooler, classifier, policy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from consistentee_ext.ops import reference
+
+POOLINGS = ("cls", "mean")
+
+
+class HeadOutput(NamedTuple):
+    """What a head says of B rows: ``state [B, H]``, ``logits [B, C]``, ``policy_logits [B]`` (None:
+    no policy).
+    """
+
+    state: Tensor
+    logits: Tensor
+    policy_logits: Tensor | None
+
+
+class Policy(nn.Module):
+    """The network that decides whether a row may leave: ``p = sigmoid(w2 . gelu(W1 x + b1) + b2)``.
+
+    The input x is the state, the prediction statistics, or both side by side (arXiv 2312.11882,
+    section 3.2, uses the state alone). An adjustable policy reads the `alpha_feature` as well, in
+    the last place.
+    """
+
+    def __init__(
+        self, hidden_size: int, policy_input: str, policy_size: int, adjustable: bool = False
+    ) -> None:
+        super().__init__()
+        features = 1 if adjustable else 0
+        if policy_input in ("state", "both"):
+            features += hidden_size
+        if policy_input in ("prediction", "both"):
+            features += reference.NUM_STATISTICS
+        self.policy_input = policy_input
+        self.adjustable = adjustable
+        self.dense = nn.Linear(features, policy_size)
+        self.score = nn.Linear(policy_size, 1)
+
+    def forward(self, state: Tensor, statistics: Tensor, feature: Tensor | None = None) -> Tensor:
+        """Logit of the exit probability ``[B]`` from ``state [B, H]``, ``statistics [B, 5]`` and,
+        of an adjustable policy, ``feature [B]``, its `alpha_feature`.
+        """
+        parts = {"state": (state,), "prediction": (statistics,), "both": (state, statistics)}
+        features = parts[self.policy_input]
+        if self.adjustable:
+            assert feature is not None
+            features = (*features, feature[:, None].to(state.dtype))
+        inner = nn.functional.gelu(self.dense(torch.cat(features, dim=-1)))
+        logit: Tensor = self.score(inner)
+        return logit.squeeze(-1)
+
+
+def alpha_feature(alpha: Tensor | float, alpha_range: Sequence[float]) -> Tensor:
+    """What an adjustable policy reads of alpha, the price of a layer, of any shape:
+    ``log(alpha / low) / log(high / low)``, 0 at the slow end of the range, 1 at the fast one.
+    """
+    low, high = alpha_range
+    return torch.log(torch.as_tensor(alpha, dtype=torch.float32) / low) / math.log(high / low)
+
+
+class ExitHead(nn.Module):
+    """Pooler, classifier and policy of one exit layer.
+
+    ``state = tanh(W x + b)``, ``logits = C state + c``, where x is the pooled hidden state of a
+    row. Training calls the module; the engine reads its weights.
+
+    Args:
+        hidden_size: H.
+        num_labels: C.
+        policy_input: what the policy reads: ``"state"``, ``"prediction"``, ``"both"``, or None for
+            a head without policy.
+        policy_size: width of the policy's hidden layer.
+        dropout: probability of dropping a state's element before the classifier, in training.
+        adjustable: the policy reads the `alpha_feature` as well.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_labels: int,
+        policy_input: str | None = None,
+        policy_size: int = 32,
+        dropout: float = 0.0,
+        adjustable: bool = False,
+    ) -> None:
+        super().__init__()
+        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(hidden_size, num_labels)
+        self.policy = (
+            None
+            if policy_input is None
+            else Policy(hidden_size, policy_input, policy_size, adjustable)
+        )
+
+    def forward(
+        self, pooled: Tensor, previous_label: Tensor, feature: Tensor | None = None
+    ) -> HeadOutput:
+        """State, logits and policy logit of B rows.
+
+        Args:
+            pooled: ``[B, H]``, the pooled hidden state.
+            previous_label: ``[B]`` integer, the label the exit layer before predicted, -1 where
+                there was none.
+            feature: ``[B]``, of an adjustable policy, its `alpha_feature`.
+        """
+        state = torch.tanh(self.pooler(pooled))
+        logits = self.classifier(self.dropout(state))
+        return HeadOutput(state, logits, self.decide(state, logits, previous_label, feature))
+
+    def decide(
+        self,
+        state: Tensor,
+        logits: Tensor,
+        previous_label: Tensor,
+        feature: Tensor | None = None,
+    ) -> Tensor | None:
+        """The policy's logit ``[B]``, None without policy."""
+        if self.policy is None:
+            return None
+        # The policy observes the prediction; it must not bend the classifier to look confident.
+        statistics = reference.prediction_statistics(logits.detach().float(), previous_label)
+        logit: Tensor = self.policy(state, statistics.to(state.dtype), feature)
+        return logit
+
+
+def build_exit_heads(
+    hidden_size: int,
+    num_layers: int,
+    num_labels: int,
+    policy_input: str | None,
+    policy_size: int = 32,
+    dropout: float = 0.0,
+    adjustable: bool = False,
+) -> nn.ModuleList:
+    """One head a layer; the last layer, at which every row leaves, has no policy (``p_L := 1``)."""
+    return nn.ModuleList(
+        ExitHead(
+            hidden_size,
+            num_labels,
+            policy_input if layer < num_layers else None,
+            policy_size,
+            dropout,
+            adjustable,
+        )
+        for layer in range(1, num_layers + 1)
+    )
+
+
+def check_alpha(value: object, alpha_range: Sequence[float] | None) -> float:
+    """The price of a layer as a float; raises unless it is a number in the model's range."""
+    if alpha_range is None:
+        raise ValueError("alpha: expected none, as the model was trained for one price of a layer")
+    low, high = alpha_range
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"alpha: expected a number in [{low}, {high}], got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"alpha: expected a number in [{low}, {high}], got {value}")
+    return float(value)

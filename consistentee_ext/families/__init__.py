@@ -1,0 +1,81 @@
+"""Model families: how a Hugging Face module is read into a `Stack`. One short file a family, or one
+for those whose modules are alike, and a line below; docs/adding_a_family.md is a walk through one.
+
+The modules hold no arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import nn
+from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+from consistentee_ext.families import bert, distilbert, ernie, roberta
+from consistentee_ext.families.reader import ClassifierHead, Reader
+from consistentee_ext.layers import Stack
+
+
+class Family(Protocol):
+    """What every module here has."""
+
+    def read_stack(self, model: Any, reader: Reader) -> Stack:
+        """The encoder as data."""
+
+    def read_head(self, model: Any) -> ClassifierHead:
+        """The head of the family's Hugging Face sequence classifier."""
+
+
+# By the model_type of the encoder's configuration.
+FAMILIES: dict[str, Family] = {
+    "bert": bert,
+    "camembert": roberta,
+    "data2vec-text": roberta,
+    "distilbert": distilbert,
+    "ernie": ernie,
+    "roberta": roberta,
+    "xlm-roberta": roberta,
+}
+
+
+def check_family(config: Any, name: str) -> None:
+    """Raise ValueError, about the argument `name`, unless this configuration's encoder can be
+    read.
+    """
+    kind = getattr(config, "model_type", None)
+    if kind not in FAMILIES:
+        raise ValueError(
+            f"{name}: expected an encoder of model_type {', '.join(FAMILIES)}, got {kind!r}"
+        )
+    if getattr(config, "is_decoder", False):
+        raise ValueError(f"{name}: expected an encoder, got a config with is_decoder=True")
+    position = getattr(config, "position_embedding_type", None) or "absolute"
+    if position != "absolute":
+        raise ValueError(f"{name}: expected absolute position embeddings, got {position!r}")
+
+
+def find_backbone(model: object) -> nn.Module:
+    """The encoder inside a classifier, of a family that is known here.
+
+    Raises:
+        TypeError, ValueError: no such classifier.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a classifier module, got {type(model).__name__}")
+    backbone = getattr(model, "backbone", None)
+    if not hasattr(model, "heads") or not isinstance(backbone, nn.Module):
+        kind: Any = type(getattr(model, "config", None))
+        classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING.get(kind, ())
+        backbone = model.base_model if isinstance(model, classifier) else None
+    if backbone is None:
+        raise ValueError(
+            "model: expected a ConsistentEE classifier or a Hugging Face sequence classifier, "
+            f"got {type(model).__name__}"
+        )
+    check_family(backbone.config, "model")
+    return backbone
+
+
+def read_stack(backbone: Any, reader: Reader) -> Stack:
+    """The encoder as data."""
+    return FAMILIES[backbone.config.model_type].read_stack(backbone, reader)

@@ -1,0 +1,45 @@
+"""BERT, and what shares its modules: MiniLM, bge, e5, gte-base."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from consistentee_ext.families.reader import ClassifierHead, Reader
+from consistentee_ext.layers import Block, Mlp, Stack
+
+
+def read_stack(model: Any, reader: Reader) -> Stack:
+    """A `BertModel`."""
+    embeddings = model.embeddings
+    embedding = reader.embedding(
+        embeddings.word_embeddings.weight,
+        embeddings.token_type_embeddings.weight,
+        embeddings.position_embeddings.weight,
+        embeddings.LayerNorm,
+    )
+    return Stack(embedding, reader.blocks(model.encoder.layer, read_block))
+
+
+def read_block(reader: Reader, layer: Any) -> Block:
+    """A `BertLayer`, or a layer with the same modules."""
+    attention, config = layer.attention.self, reader.config
+    return Block(
+        attention=reader.attention(
+            attention.query,
+            attention.key,
+            attention.value,
+            layer.attention.output.dense,
+            config.num_attention_heads,
+        ),
+        attention_norm=reader.norm(layer.attention.output.LayerNorm),
+        mlp=Mlp(
+            up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
+            down=reader.linear(layer.output.dense),
+        ),
+        mlp_norm=reader.norm(layer.output.LayerNorm),
+    )
+
+
+def read_head(model: Any) -> ClassifierHead:
+    """The head of a `BertForSequenceClassification`."""
+    return ClassifierHead(model.base_model.pooler.dense, "tanh", model.classifier)

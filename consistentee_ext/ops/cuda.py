@@ -1,0 +1,64 @@
+"""The CUDA ops; `consistentee_ext.ops.reference` says what each computes. None waits."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consistentee_ext.ops.device_attention import attention
+from consistentee_ext.ops.reference import embed, linear
+from consistentee_ext.ops.schema import exit_arguments
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import HeadWeights
+
+__all__ = ["add_norm", "add_norm_pool", "attention", "embed", "exit_step_async", "linear"]
+
+
+def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm of ``hidden + residual``, written over `hidden`."""
+    torch.ops.consistentee.add_norm_.default(hidden, residual, weight=weight, bias=bias, eps=eps)
+    return hidden
+
+
+def add_norm_pool(
+    hidden: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    eps: float,
+    cu_seqlens: Tensor,
+    max_length: int,
+    pooling: str,
+    tickets: Tensor,
+) -> Tensor:
+    """`add_norm` over `hidden`, and the pooling of its rows, ``[B, H]``, in one launch."""
+    out: Tensor = torch.ops.consistentee.add_norm_pool_.default(
+        hidden,
+        residual,
+        weight=weight,
+        bias=bias,
+        eps=eps,
+        cu_seqlens=cu_seqlens,
+        max_length=max_length,
+        pooling=pooling,
+        tickets=tickets,
+    )
+    return out
+
+
+def exit_step_async(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitResults,
+    tickets: Tensor,
+    totals: Tensor,
+) -> PackedBatch:
+    """The exit step with results that have room for all rows."""
+    survivors = torch.ops.consistentee.exit_step_async.default(
+        **exit_arguments(batch, pooled, weights, decision, results),
+        tickets=tickets,
+        totals=totals,
+    )
+    return PackedBatch(*survivors)

@@ -1,0 +1,49 @@
+"""Products by oneDNN with prepacked weights; the one Python file that names torch's private ops.
+
+csrc/cpu/linear/onednn.cpp calls the same product.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from consistentee_ext.weights import LinearWeights
+
+# In float32 torch's own CPU product does not use AVX-512 on every processor that has it; oneDNN
+# with prepacked weights does, and fuses bias and activation. Fusing the residual as well gains
+# nothing: the layer norm after it reads the residual in the time it would take alone.
+_DTYPES = (torch.float32, torch.bfloat16)
+# Of each activation, oneDNN's name and variant.
+_ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
+
+
+def _available(dtype: torch.dtype) -> bool:
+    """Whether torch prepacks weights of `dtype`: bfloat16 needs instructions not every CPU has."""
+    if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
+        return False
+    names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+    if not all(hasattr(torch.ops.mkldnn, name) for name in names):
+        return False
+    return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def prepack(weight: Tensor, bias: Tensor, activation: str | None = None) -> LinearWeights:
+    """``weight [O, I]`` laid out for oneDNN, where weight, activation and processor allow it."""
+    if (
+        weight.device.type != "cpu"
+        or activation not in _ACTIVATIONS
+        or not _available(weight.dtype)
+    ):
+        return LinearWeights(weight, bias, activation)
+    laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return LinearWeights(laid_out, bias, activation, prepacked=True)
+
+
+def linear(x: Tensor, weights: LinearWeights) -> Tensor:
+    """``f(x W^T + b)``, ``[T, O]``, for ``x [T, I]`` and prepacked weights."""
+    name, variant = _ACTIVATIONS[weights.activation]
+    out: Tensor = torch.ops.mkldnn._linear_pointwise.default(
+        x, weights.weight, weights.bias, name, [], variant
+    )
+    return out

@@ -1,0 +1,48 @@
+"""Arguments by the names that the schemas in csrc/ops.cpp give them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from consistentee_ext.criteria import CRITERIA, POLICY_INPUTS
+from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
+
+# As csrc/kernels/exit_head.h and csrc/kernels/score.h number them.
+POLICY_CODES = {None: 0} | {name: code for code, name in enumerate(POLICY_INPUTS, start=1)}
+CRITERION_CODES = {name: code for code, name in enumerate(CRITERIA)}
+ACTIVATION_CODES = {name: code for code, name in enumerate(STATE_ACTIVATIONS)}
+
+
+def head_arguments(weights: HeadWeights) -> dict[str, Any]:
+    """The weights of an exit head."""
+    return {
+        "classifier_weight": weights.classifier_weight,
+        "classifier_bias": weights.classifier_bias,
+        "dense_weight": weights.dense_weight,
+        "dense_bias": weights.dense_bias,
+        "score_weight": weights.score_weight,
+        "score_bias": weights.score_bias,
+        "policy_input": POLICY_CODES[weights.policy_input],
+        "state_activation": ACTIVATION_CODES[weights.state_activation],
+    }
+
+
+def exit_arguments(
+    batch: PackedBatch,
+    pooled: Tensor,
+    weights: HeadWeights,
+    decision: ExitDecision,
+    results: ExitResults,
+) -> dict[str, Any]:
+    """The arguments of an exit step; -1 is no criterion's number."""
+    return {
+        **batch._asdict(),
+        "pooled": pooled,
+        **head_arguments(weights),
+        **decision._asdict(),
+        "criterion": CRITERION_CODES.get(decision.criterion, -1),
+        **results._asdict(),
+    }

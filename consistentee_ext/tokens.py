@@ -1,0 +1,94 @@
+"""Texts to packed tokens: rows of like length together, a bounded number of tokens a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import accumulate, chain
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from consistentee_ext.inputs import PackedInputs
+
+
+class TokenRows(NamedTuple):
+    """Tokens of N rows of any length, as lists: ids and segment ids."""
+
+    ids: list[list[int]]
+    types: list[list[int]]
+
+
+def tokenize(texts: object, tokenizer: Any, max_length: int) -> TokenRows:
+    """Tokens of N texts or pairs of texts, cut at `max_length`.
+
+    Raises:
+        TypeError: `texts` is no sequence of strings, nor of pairs of strings.
+    """
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(
+            f"texts: expected a sequence of strings or of pairs, got {type(texts).__name__}"
+        )
+    if not texts:
+        return TokenRows([], [])
+    paired = not isinstance(texts[0], str)
+    for row, text in enumerate(texts):
+        parts = text if paired else (text,)
+        ok = isinstance(parts, (tuple, list)) and len(parts) == (2 if paired else 1)
+        if not ok or not all(isinstance(part, str) for part in parts):
+            wanted = "a pair of strings" if paired else "a string"
+            raise TypeError(f"texts: expected {wanted} in row {row}, got {type(text).__name__}")
+    columns = [list(column) for column in zip(*texts, strict=True)] if paired else [list(texts)]
+    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+    ids = encoded["input_ids"]
+    return TokenRows(ids, encoded.get("token_type_ids") or [[0] * len(row) for row in ids])
+
+
+def pack_rows(rows: TokenRows, chosen: Sequence[int], padding_id: int | None) -> PackedInputs:
+    """The chosen rows side by side, in the order of `chosen`: the longest first.
+
+    `padding_id` says how positions are counted, see `consistentee_ext.packed.InputLimits`.
+    """
+    lengths = [len(rows.ids[row]) for row in chosen]
+    offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+
+    def join(lists: Iterable[Iterable[int]]) -> Tensor:
+        return torch.tensor(list(chain.from_iterable(lists)))
+
+    return PackedInputs(
+        join(rows.ids[row] for row in chosen),
+        join(rows.types[row] for row in chosen),
+        join(_positions(rows.ids[row], padding_id) for row in chosen),
+        offsets,
+        torch.tensor(chosen),
+    )
+
+
+def _positions(ids: list[int], padding_id: int | None) -> Iterable[int]:
+    if padding_id is None:
+        return range(len(ids))
+    counts = accumulate(id_ != padding_id for id_ in ids)
+    pairs = zip(ids, counts, strict=True)
+    return [padding_id + (count if id_ != padding_id else 0) for id_, count in pairs]
+
+
+def token_budget_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Row numbers of each batch, longest rows first; every batch holds at most `batch_tokens`.
+
+    A row longer than the budget is a batch of its own. Rows of one length stay neighbours, so that
+    attention runs them in one call; the longest come first, so that memory peaks at the start.
+    """
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int):
+        raise TypeError(f"batch_tokens: expected an integer, got {type(batch_tokens).__name__}")
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches: list[list[int]] = []
+    room = 0
+    for row in order:
+        if not batches or lengths[row] > room:
+            batches.append([])
+            room = batch_tokens
+        batches[-1].append(row)
+        room -= lengths[row]
+    return batches

@@ -1,0 +1,92 @@
+#include "cpu/engine.h"
+
+#include <utility>
+
+namespace consistentee {
+
+Engine::Engine(Embedding embedding) : embedding_(std::move(embedding)) {
+  if (embedding_.words.dim() != 2) fail("word_table: expected a table of shape [entries, H]");
+}
+
+void Engine::check_building() const {
+  // A pass reads blocks and exits without a lock.
+  if (has_run_) fail("engine: expected one that has not run yet");
+}
+
+void Engine::add_block(Block block) {
+  check_building();
+  if (!blocks_.empty() && blocks_.back().attention.key_value) {
+    fail("key_value: expected it in the last block alone");
+  }
+  blocks_.push_back(std::move(block));
+}
+
+void Engine::add_exit(Exit exit) {
+  check_building();
+  if (exit.layer < 1 || exit.layer > num_layers()) {
+    fail("layer: expected a number from 1 to " + std::to_string(num_layers()));
+  }
+  if (!exits_.empty() && exits_.back().layer >= exit.layer) {
+    fail("layer: expected more than " + std::to_string(exits_.back().layer));
+  }
+  if (exit.mean_pooling && blocks_[exit.layer - 1].attention.key_value) {
+    fail("pooling: expected cls behind a block that computes first tokens alone");
+  }
+  exits_.push_back(std::move(exit));
+}
+
+Tensor Engine::embed(const Tensor& ids, const Tensor& types, const Tensor& positions) const {
+  return embedding_(ids, types, positions);
+}
+
+void Engine::check_range(int64_t first, int64_t last) const {
+  if (first < 0 || first >= last || last > num_layers()) {
+    fail("first, last: expected 0 <= first < last <= " + std::to_string(num_layers()));
+  }
+}
+
+PackedRows Engine::advance(
+    PackedRows batch,
+    int64_t first,
+    int64_t last,
+    const PassDecision& decision,
+    const ExitResults& results,
+    int64_t all_rows,
+    int64_t classes) const {
+  has_run_ = true;
+  const int64_t num_exits = static_cast<int64_t>(exits_.size());
+  const Tensor& thresholds = decision.thresholds;
+  if (thresholds.dim() != 2 || thresholds.size(0) != num_exits) {
+    fail("thresholds: expected shape [" + std::to_string(num_exits) + ", N]");
+  }
+  const int64_t stride = check_threshold_stride(thresholds, all_rows);
+  auto& [hidden, cu_seqlens, row_ids] = batch;
+  size_t next = 0;
+  while (next < exits_.size() && exits_[next].layer <= first) ++next;
+  for (int64_t layer = first + 1; layer <= last; ++layer) {
+    if (row_ids.numel() == 0) break;
+    std::tie(hidden, cu_seqlens) = blocks_[layer - 1](hidden, cu_seqlens);
+    if (next == exits_.size() || exits_[next].layer != layer) continue;
+
+    const Exit& exit = exits_[next];
+    if (exit.head.classes != classes) {
+      fail("logits: expected " + std::to_string(exit.head.classes) + " columns");
+    }
+    const ExitDecision how{
+        decision.criterion,
+        data<float>(thresholds) + static_cast<int64_t>(next) * thresholds.stride(0),
+        stride,
+        layer,
+        num_exits - 1,
+        layer == num_layers()};
+    ++next;
+    const Batch rows = check_batch(hidden, cu_seqlens);
+    const Tensor pooled =
+        exit.pooler(exit.mean_pooling ? mean_pool(hidden, cu_seqlens) : first_tokens(rows, hidden));
+    auto survivors = exit_rows(rows, hidden, row_ids, pooled, exit.head, how, results);
+    if (survivors) batch = std::move(*survivors);
+  }
+  return batch;
+}
+
+}  // namespace consistentee

@@ -1,0 +1,64 @@
+// An engine: embedding, blocks and exits of a model, laid out once, so that a pass is one call. At
+// every layer the weights push Python, its objects and the dispatcher's tables out of the caches: in
+// a small batch each call from Python, and each tensor handed over, then costs as much as computing a
+// token.
+#pragma once
+
+#include <atomic>
+#include <vector>
+
+#include "cpu/exit/exit.h"
+#include "cpu/layer/layer.h"
+
+namespace consistentee {
+
+struct Exit {
+  int64_t layer;  // 1-based
+  bool mean_pooling;
+  PrepackedLinear pooler;
+  // Copies: a caller's tensor may be moved to other memory, as torch does to share it with a process.
+  std::vector<Tensor> weights;
+  ExitHead head;  // points into them
+};
+
+struct PassDecision {
+  Criterion criterion;
+  Tensor thresholds;  // [E, N] float32
+};
+
+class Engine {
+ public:
+  explicit Engine(Embedding embedding);
+
+  void add_block(Block block);
+  void add_exit(Exit exit);
+
+  // [T, H] of the tokens that `pack` gives.
+  Tensor embed(const Tensor& ids, const Tensor& types, const Tensor& positions) const;
+
+  void check_range(int64_t first, int64_t last) const;
+
+  // The rows that are left behind block `last` - 1, where `batch` came to block `first`.
+  PackedRows advance(
+      PackedRows batch,
+      int64_t first,
+      int64_t last,
+      const PassDecision& decision,
+      const ExitResults& results,
+      int64_t all_rows,
+      int64_t classes) const;
+
+  int64_t hidden_size() const { return embedding_.words.size(1); }
+  ScalarType dtype() const { return embedding_.words.scalar_type(); }
+  int64_t num_layers() const { return static_cast<int64_t>(blocks_.size()); }
+
+ private:
+  void check_building() const;
+
+  Embedding embedding_;
+  std::vector<Block> blocks_;
+  std::vector<Exit> exits_;
+  mutable std::atomic<bool> has_run_{false};
+};
+
+}  // namespace consistentee

@@ -1,0 +1,192 @@
+// The ops that build an engine, run it and free it. Engines are known by numbers: the stable ABI of
+// torch 2.10 has no tensor with a deleter, in which a pointer could travel.
+
+#include <map>
+#include <memory>
+#include <mutex>
+
+#include "cpu/engine.h"
+
+namespace consistentee {
+namespace {
+
+class Registry {
+ public:
+  int64_t add(std::shared_ptr<Engine> engine) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    engines_[++last_] = std::move(engine);
+    return last_;
+  }
+
+  // A pass under way keeps its engine alive.
+  std::shared_ptr<Engine> find(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const auto found = engines_.find(number);
+    if (found == engines_.end()) fail("engine: expected a number that engine_create gave");
+    return found->second;
+  }
+
+  void remove(int64_t number) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    engines_.erase(number);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<int64_t, std::shared_ptr<Engine>> engines_;
+  int64_t last_ = 0;
+};
+
+Registry& registry() {
+  // Never destroyed: at the end of the process torch may be gone before its tensors are.
+  static Registry* const instance = new Registry;
+  return *instance;
+}
+
+int64_t engine_create(
+    const Tensor& word_table,
+    const Tensor& type_table,
+    const Tensor& position_table,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps) {
+  const Embedding embedding{word_table, type_table, position_table, {weight, bias, eps}};
+  return registry().add(std::make_shared<Engine>(embedding));
+}
+
+void engine_add_block(
+    int64_t engine,
+    const Tensor& query,
+    const Tensor& query_bias,
+    const std::optional<Tensor>& key_value,
+    const std::optional<Tensor>& key_value_bias,
+    const Tensor& attention_out,
+    const Tensor& attention_out_bias,
+    int64_t num_heads,
+    const Tensor& attention_norm_weight,
+    const Tensor& attention_norm_bias,
+    double attention_norm_eps,
+    const Tensor& up,
+    const Tensor& up_bias,
+    const std::string& activation,
+    const Tensor& down,
+    const Tensor& down_bias,
+    const Tensor& mlp_norm_weight,
+    const Tensor& mlp_norm_bias,
+    double mlp_norm_eps) {
+  if (key_value.has_value() != key_value_bias.has_value()) {
+    fail("key_value, key_value_bias: expected both or none");
+  }
+  Attention attention{
+      PrepackedLinear(query, query_bias),
+      std::nullopt,
+      PrepackedLinear(attention_out, attention_out_bias),
+      num_heads};
+  if (key_value) attention.key_value.emplace(*key_value, *key_value_bias);
+  registry().find(engine)->add_block(
+      {std::move(attention),
+       {attention_norm_weight, attention_norm_bias, attention_norm_eps},
+       {PrepackedLinear(up, up_bias, activation), PrepackedLinear(down, down_bias)},
+       {mlp_norm_weight, mlp_norm_bias, mlp_norm_eps}});
+}
+
+void engine_add_exit(
+    int64_t engine,
+    int64_t layer,
+    const std::string& pooling,
+    const Tensor& pooler,
+    const Tensor& pooler_bias,
+    const Tensor& classifier_weight,
+    const Tensor& classifier_bias,
+    const std::optional<Tensor>& dense_weight,
+    const std::optional<Tensor>& dense_bias,
+    const std::optional<Tensor>& score_weight,
+    const std::optional<Tensor>& score_bias,
+    int64_t policy_input,
+    int64_t state_activation) {
+  const std::shared_ptr<Engine> target = registry().find(engine);
+  std::vector<Tensor> copies;
+  const auto copy = [&](const std::optional<Tensor>& weight) {
+    if (weight) copies.push_back(torch::stable::clone(*weight));
+    return weight ? std::make_optional(copies.back()) : std::nullopt;
+  };
+  const Tensor weight = *copy(classifier_weight), bias = *copy(classifier_bias);
+  const auto dense = copy(dense_weight), dense_offset = copy(dense_bias);
+  const auto score = copy(score_weight), score_offset = copy(score_bias);
+  const ExitHead head = check_head(
+      target->hidden_size(),
+      bias.numel(),
+      weight,
+      bias,
+      dense,
+      dense_offset,
+      score,
+      score_offset,
+      policy_input,
+      state_activation);
+  const bool mean = is_mean_pooling(pooling);
+  target->add_exit({layer, mean, PrepackedLinear(pooler, pooler_bias), std::move(copies), head});
+}
+
+PackedRows engine_advance(
+    int64_t engine,
+    int64_t first,
+    int64_t last,
+    const std::optional<Tensor>& ids,
+    const std::optional<Tensor>& types,
+    const std::optional<Tensor>& positions,
+    const std::optional<Tensor>& hidden,
+    const Tensor& cu_seqlens,
+    const Tensor& row_ids,
+    int64_t criterion,
+    const Tensor& thresholds,
+    const Tensor& logits,
+    const Tensor& exit_layers,
+    const Tensor& exit_scores,
+    const Tensor& labels,
+    const Tensor& streaks) {
+  const std::shared_ptr<const Engine> target = registry().find(engine);
+  const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
+  const PassDecision decision{check_criterion(criterion), thresholds};
+  const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), all_rows = logits.size(0);
+  check_row_ids(row_ids, rows, all_rows);
+  target->check_range(first, last);
+  const bool has_tokens = ids && types && positions;
+  if (first == 0 ? !has_tokens || hidden : !hidden || ids || types || positions) {
+    fail("ids, types, positions, hidden: expected the first three at block 0, else the last");
+  }
+  const Tensor start = hidden ? *hidden : target->embed(*ids, *types, *positions);
+  if (hidden) {
+    check_batch(start, cu_seqlens);
+    check_tensor(start, "hidden", target->dtype(), {start.size(0), target->hidden_size()});
+  }
+  PackedRows batch = target->advance(
+      {start, cu_seqlens, row_ids}, first, last, decision, results, all_rows, logits.size(1));
+  // What is returned shares no memory with the arguments.
+  auto& [unused, offsets, left] = batch;
+  if (offsets.const_data_ptr() == cu_seqlens.const_data_ptr())
+    offsets = torch::stable::clone(offsets);
+  if (left.const_data_ptr() == row_ids.const_data_ptr()) left = torch::stable::clone(left);
+  return batch;
+}
+
+void engine_free(int64_t engine) { registry().remove(engine); }
+
+}  // namespace
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("engine_create", TORCH_BOX(&consistentee::engine_create));
+  m.impl("engine_advance", TORCH_BOX(&consistentee::engine_advance));
+}
+
+// Prepacked weights are of torch's MKLDNN layout: a call that has one is dispatched by that key.
+STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {
+  m.impl("engine_add_block", TORCH_BOX(&consistentee::engine_add_block));
+  m.impl("engine_add_exit", TORCH_BOX(&consistentee::engine_add_exit));
+}
+
+// A call without tensors is dispatched by none.
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CompositeExplicitAutograd, m) {
+  m.impl("engine_free", TORCH_BOX(&consistentee::engine_free));
+}

@@ -1,0 +1,34 @@
+// What an exit is made of: pooling, decision, and the batch of the rows that stay.
+#pragma once
+
+#include <optional>
+#include <tuple>
+
+#include "cpu/batch.h"
+
+namespace consistentee {
+
+// hidden, cu_seqlens and row_ids of a packed batch.
+using PackedRows = std::tuple<Tensor, Tensor, Tensor>;
+
+// The mean of each row's tokens [B, H].
+Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens);
+
+// The first token of each row [B, H]; a row must have one.
+Tensor first_tokens(const Batch& batch, const Tensor& hidden);
+
+// The rows whose `keep` byte is not zero, in memory of their own.
+PackedRows compact_rows(
+    const Batch& batch, const Tensor& hidden, const Tensor& row_ids, const uint8_t* keep);
+
+// The op exit_step with all but `pooled` checked; nothing where every row stays.
+std::optional<PackedRows> exit_rows(
+    const Batch& batch,
+    const Tensor& hidden,
+    const Tensor& row_ids,
+    const Tensor& pooled,
+    const ExitHead& head,
+    const ExitDecision& decision,
+    const ExitResults& results);
+
+}  // namespace consistentee

@@ -1,0 +1,49 @@
+// mean_pool, and the other way to one vector a row: its first token.
+
+#include <cstring>
+#include <vector>
+
+#include "cpu/exit/exit.h"
+#include "cpu/linear/linear.h"
+
+namespace consistentee {
+
+Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens) {
+  const Batch batch = check_batch(hidden, cu_seqlens);
+  Tensor out = new_tokens(hidden, batch.rows, batch.hidden_size);
+  dispatch(hidden, "hidden", [&](const auto& kernels, auto element) {
+    using scalar_t = decltype(element);
+    torch::stable::parallel_for(0, batch.rows, kRowBlock, [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(batch.hidden_size);
+      kernels.mean_rows(
+          data<scalar_t>(hidden),
+          batch.cu_seqlens,
+          batch.hidden_size,
+          begin,
+          end,
+          mutable_data<scalar_t>(out),
+          scratch.data());
+    });
+  });
+  return out;
+}
+
+Tensor first_tokens(const Batch& batch, const Tensor& hidden) {
+  Tensor out = new_tokens(hidden, batch.rows, batch.hidden_size);
+  const size_t bytes = batch.hidden_size * hidden.element_size();
+  const char* source = static_cast<const char*>(hidden.const_data_ptr());
+  char* target = static_cast<char*>(out.mutable_data_ptr());
+  for (int64_t row = 0; row < batch.rows; ++row) {
+    if (batch.cu_seqlens[row] == batch.cu_seqlens[row + 1]) {
+      fail("cu_seqlens: expected at least one token a row");
+    }
+    std::memcpy(target + row * bytes, source + batch.cu_seqlens[row] * bytes, bytes);
+  }
+  return out;
+}
+
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("mean_pool", TORCH_BOX(&consistentee::mean_pool));
+}

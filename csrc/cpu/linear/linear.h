@@ -1,0 +1,34 @@
+// Matrix products with prepacked weights.
+#pragma once
+
+#include <string>
+
+#include "stable.h"
+
+namespace consistentee {
+
+// f(x W^T + b): weight [O, I] as consistentee_ext/ops/onednn.py prepacks it, bias [O].
+class PrepackedLinear {
+ public:
+  // Activation: none, gelu or relu.
+  PrepackedLinear(Tensor weight, Tensor bias, const std::string& activation = "none");
+
+  // x [T, I] -> [T, O]. Where more rows lie behind x in memory, some of them are computed as well,
+  // and lie behind the result.
+  Tensor operator()(const Tensor& x) const;
+
+ private:
+  Tensor weight_;
+  Tensor bias_;
+  const char* function_;   // oneDNN's name of the activation,
+  const char* algorithm_;  // and of its variant
+};
+
+// A new [tokens, size], with rows of zeros behind it for a product to compute (other numbers may be
+// slow).
+Tensor new_tokens(const Tensor& like, int64_t tokens, int64_t size);
+
+// The first `tokens` rows of a tensor.
+Tensor first_rows(const Tensor& tensor, int64_t tokens);
+
+}  // namespace consistentee

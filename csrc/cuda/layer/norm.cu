@@ -1,0 +1,114 @@
+// add_norm_ and add_norm_pool_: layer norm of a sum, and the pooling of the rows with it.
+
+#include "cuda/exit/compact.h"
+#include "kernels/cuda/norm.cuh"
+
+namespace consistentee {
+namespace {
+
+// Warps of a block, each with H floats of shared memory.
+int norm_warps(int64_t hidden_size) {
+  const int64_t fit = (kSharedMemory - 64) / std::max<int64_t>(1, 4 * hidden_size);
+  if (fit < 1) fail("hidden: expected a hidden size of at most 12,272");
+  return static_cast<int>(std::min<int64_t>(kNormWarps, fit));
+}
+
+void check_device_norm(
+    const Tensor& hidden, const Tensor& residual, const Tensor& weight, const Tensor& bias) {
+  check_norm(hidden, residual, weight, bias);
+  check_device(hidden, {&residual, &weight, &bias}, "residual, weight, bias");
+}
+
+template <typename scalar_t>
+AddNorm<scalar_t> norm_of(
+    const Tensor& hidden,
+    const Tensor& residual,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps) {
+  return {
+      mutable_data<scalar_t>(hidden),
+      data<scalar_t>(residual),
+      data<scalar_t>(weight),
+      data<scalar_t>(bias),
+      hidden.size(1),
+      static_cast<float>(eps)};
+}
+
+void add_norm_(
+    const Tensor& hidden,
+    const Tensor& residual,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps) {
+  check_device_norm(hidden, residual, weight, bias);
+  const int64_t tokens = hidden.size(0), size = hidden.size(1);
+  if (hidden.numel() == 0) return;
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const int warps = norm_warps(size);
+  dispatch_dtype(hidden, "hidden", [&](auto element) {
+    using scalar_t = decltype(element);
+    launch(
+        add_norm_tokens<scalar_t>,
+        dim3(static_cast<unsigned>((tokens + warps - 1) / warps)),
+        warps * kWarp,
+        4 * warps * size,
+        current_stream(hidden),
+        norm_of<scalar_t>(hidden, residual, weight, bias, eps),
+        tokens);
+  });
+}
+
+Tensor add_norm_pool_(
+    const Tensor& hidden,
+    const Tensor& residual,
+    const Tensor& weight,
+    const Tensor& bias,
+    double eps,
+    const Tensor& cu_seqlens,
+    int64_t max_length,
+    const std::string& pooling,
+    const Tensor& tickets) {
+  check_device_norm(hidden, residual, weight, bias);
+  const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), size = hidden.size(1);
+  check_tensor(cu_seqlens, "cu_seqlens", ScalarType::Int, {rows + 1});
+  if (tickets.dim() != 1 || tickets.size(0) < rows || max_length < 1) {
+    fail("tickets, max_length: expected a ticket a row, and a positive length");
+  }
+  check_tensor(tickets, "tickets", ScalarType::Int, {tickets.size(0)});
+  check_device(hidden, {&cu_seqlens, &tickets}, "cu_seqlens, tickets");
+  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  Tensor pooled = torch::stable::new_empty(hidden, {rows, size});
+  if (pooled.numel() == 0 || hidden.numel() == 0) return pooled;
+  const bool mean = is_mean_pooling(pooling);
+  const int64_t splits = (max_length + kPoolTokens - 1) / kPoolTokens;
+  Tensor partial =
+      torch::stable::new_empty(hidden, {mean ? rows * splits * size : 0}, ScalarType::Float);
+  const RowPooling target{
+      data<int32_t>(cu_seqlens),
+      mutable_data<float>(partial),
+      mutable_data<int32_t>(tickets),
+      mean};
+  const int warps = norm_warps(size);
+  dispatch_dtype(hidden, "hidden", [&](auto element) {
+    using scalar_t = decltype(element);
+    launch(
+        add_norm_pool<scalar_t>,
+        dim3(static_cast<unsigned>(rows), static_cast<unsigned>(splits)),
+        warps * kWarp,
+        4 * warps * size,
+        current_stream(hidden),
+        norm_of<scalar_t>(hidden, residual, weight, bias, eps),
+        target,
+        mutable_data<scalar_t>(pooled));
+  });
+  return pooled;
+}
+
+}  // namespace
+}  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CUDA, m) {
+  m.impl("add_norm_", TORCH_BOX(&consistentee::add_norm_));
+  m.impl("add_norm_pool_", TORCH_BOX(&consistentee::add_norm_pool_));
+}

@@ -1,0 +1,70 @@
+// Layer normalisation of a range of tokens, of a sum that is never written to memory.
+#pragma once
+
+#include <cmath>
+
+#include "kernels/cpu/table.h"
+#include "kernels/scalar.h"
+
+namespace consistentee::CONSISTENTEE_SIMD {
+namespace {
+
+// out = (x - mean) / sqrt(variance + eps) * weight + bias over H elements; statistics in float32.
+template <typename scalar_t>
+void normalize(const float* x, const LayerNorm<scalar_t>& norm, scalar_t* out) {
+  const int64_t size = norm.hidden_size;
+  float sum = 0.0f, squares = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t h = 0; h < size; ++h) sum += x[h];
+  const float mean = sum / static_cast<float>(size);
+#pragma omp simd reduction(+ : squares)
+  for (int64_t h = 0; h < size; ++h) squares += (x[h] - mean) * (x[h] - mean);
+  const float scale = 1.0f / std::sqrt(squares / static_cast<float>(size) + norm.eps);
+  const scalar_t* weight = norm.weight;
+  const scalar_t* bias = norm.bias;
+#pragma omp simd
+  for (int64_t h = 0; h < size; ++h) {
+    store(out + h, (x[h] - mean) * scale * to_float(weight[h]) + to_float(bias[h]));
+  }
+}
+
+template <typename scalar_t>
+void add_norm_tokens(
+    scalar_t* hidden,
+    const scalar_t* residual,
+    const LayerNorm<scalar_t>& norm,
+    int64_t begin,
+    int64_t end,
+    float* scratch) {
+  for (int64_t token = begin; token < end; ++token) {
+    scalar_t* x = hidden + token * norm.hidden_size;
+    const scalar_t* y = residual + token * norm.hidden_size;
+#pragma omp simd
+    for (int64_t h = 0; h < norm.hidden_size; ++h) scratch[h] = to_float(x[h]) + to_float(y[h]);
+    normalize(scratch, norm, x);
+  }
+}
+
+template <typename scalar_t>
+void embed_tokens(
+    const Embeddings<scalar_t>& tables,
+    const LayerNorm<scalar_t>& norm,
+    scalar_t* out,
+    int64_t begin,
+    int64_t end,
+    float* scratch) {
+  const int64_t size = norm.hidden_size;
+  for (int64_t token = begin; token < end; ++token) {
+    const scalar_t* word = tables.words + tables.ids[token] * size;
+    const scalar_t* position = tables.positions + tables.position_ids[token] * size;
+    const scalar_t* type = tables.types + tables.type_ids[token] * size;
+#pragma omp simd
+    for (int64_t h = 0; h < size; ++h) {
+      scratch[h] = to_float(word[h]) + to_float(type[h]) + to_float(position[h]);
+    }
+    normalize(scratch, norm, out + token * size);
+  }
+}
+
+}  // namespace
+}  // namespace consistentee::CONSISTENTEE_SIMD

@@ -1,0 +1,36 @@
+// The table of kernels. This file is compiled once for each instruction set, with CONSISTENTEE_SIMD
+// naming it: the loops are left to the compiler's vectoriser, so one text serves all of them.
+
+#include "kernels/cpu/table.h"
+#include "kernels/cpu/attend_head.h"
+#include "kernels/cpu/exit_rows.h"
+#include "kernels/cpu/mean_rows.h"
+#include "kernels/cpu/norm.h"
+
+#define CONSISTENTEE_STRING_(x) #x
+#define CONSISTENTEE_STRING(x) CONSISTENTEE_STRING_(x)
+
+namespace consistentee::CONSISTENTEE_SIMD {
+namespace {
+
+template <typename scalar_t>
+constexpr Kernels<scalar_t> kKernels{
+    exit_rows<scalar_t>,
+    mean_rows<scalar_t>,
+    attend_head<scalar_t>,
+    add_norm_tokens<scalar_t>,
+    embed_tokens<scalar_t>,
+};
+
+}  // namespace
+
+extern const CpuKernels kernels;
+const CpuKernels kernels{
+    CONSISTENTEE_STRING(CONSISTENTEE_SIMD),
+    attention_scratch,
+    kKernels<float>,
+    kKernels<BFloat16>,
+    kKernels<Half>,
+};
+
+}  // namespace consistentee::CONSISTENTEE_SIMD

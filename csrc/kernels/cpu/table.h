@@ -1,0 +1,100 @@
+// The CPU kernels, one table an instruction set; the library picks one when it is loaded.
+#pragma once
+
+#include "kernels/exit_head.h"
+#include "kernels/scalar.h"
+
+namespace consistentee {
+
+// Rows a kernel works on together: each weight is read once for all of them.
+constexpr int64_t kRowBlock = 4;
+
+// One head of one row: `queries` and `keys` are numbers of tokens, strides are of elements from
+// token to token.
+template <typename scalar_t>
+struct AttentionHead {
+  const scalar_t* query;
+  const scalar_t* key;
+  const scalar_t* value;
+  int64_t query_stride, key_stride, value_stride, out_stride;
+  int64_t queries, keys;
+  int64_t head_size;
+};
+
+template <typename scalar_t>
+struct LayerNorm {
+  const scalar_t* weight;  // [H]
+  const scalar_t* bias;    // [H]
+  int64_t hidden_size;
+  float eps;
+};
+
+// Tables [entries, H] and the entry of each of T tokens in them.
+template <typename scalar_t>
+struct Embeddings {
+  const scalar_t* words;
+  const scalar_t* positions;
+  const scalar_t* types;
+  const int64_t* ids;
+  const int64_t* position_ids;
+  const int64_t* type_ids;
+};
+
+template <typename scalar_t>
+struct Kernels {
+  // Decides rows [begin, end) of pooled [B, H]; keep[row] is 1 where the row stays. `scratch` holds
+  // exit_scratch(head) floats.
+  void (*exit_rows)(
+      const ExitHead& head,
+      const ExitDecision& decision,
+      const scalar_t* pooled,
+      const int64_t* row_ids,
+      int64_t begin,
+      int64_t end,
+      const ExitResults& results,
+      uint8_t* keep,
+      float* scratch);
+  // Means over the tokens of rows [begin, end): [T, H] to out [B, H]. `scratch` holds H floats.
+  void (*mean_rows)(
+      const scalar_t* hidden,
+      const int32_t* cu_seqlens,
+      int64_t hidden_size,
+      int64_t begin,
+      int64_t end,
+      scalar_t* out,
+      float* scratch);
+  // softmax(Q K^T / sqrt(head_size)) V; `scratch` holds attention_scratch(queries, head_size).
+  void (*attend_head)(const AttentionHead<scalar_t>& head, scalar_t* out, float* scratch);
+  // hidden = norm(hidden + residual) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  void (*add_norm_tokens)(
+      scalar_t* hidden,
+      const scalar_t* residual,
+      const LayerNorm<scalar_t>& norm,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+  // out = norm(word + type + position) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  void (*embed_tokens)(
+      const Embeddings<scalar_t>& tables,
+      const LayerNorm<scalar_t>& norm,
+      scalar_t* out,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+};
+
+struct CpuKernels {
+  const char* level;
+  int64_t (*attention_scratch)(int64_t queries, int64_t head_size);
+  Kernels<float> f32;
+  Kernels<BFloat16> bf16;
+  Kernels<Half> f16;
+};
+
+inline int64_t exit_scratch(const ExitHead& head) {
+  return kRowBlock * (head.hidden_size + head.classes + head.policy_size + kNumStatistics);
+}
+
+const CpuKernels& cpu_kernels();
+
+}  // namespace consistentee

@@ -1,0 +1,22 @@
+"""The configuration of a checkpoint: which fields fit together."""
+
+from __future__ import annotations
+
+import pytest
+
+from consistentee_ext.configuration import check_metric
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("spearman", 2, False), r"^metric: expected one of .* in classification, got 'spearman'$"),
+        (("accuracy", 1, True), r"^metric: expected one of \('spearman',\) in regression, got"),
+        (("f1", 3, False), "^metric: expected two classes for 'f1', got 3$"),
+    ],
+)
+def test_a_metric_that_does_not_fit_is_refused(
+    arguments: tuple[str, int, bool], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_metric(*arguments)
