@@ -139,7 +139,7 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
         for row in np.flatnonzero(mask)[:4].tolist():
             with torch.no_grad():
                 output = model.eval()(input_ids=torch.tensor([letters.train[row]["input_ids"]]))
-            # Cooled: each layer's logits are divided by one number.
+            # Calibrated: each layer's logits are divided by one temperature.
             ratio = output.exit_logits[0] / policies.train_dataset[row]["exit_logits"]
             torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)
         rows, seen = (letters.train.select(np.flatnonzero(m)) for m in (mask, ~mask))

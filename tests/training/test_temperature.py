@@ -6,7 +6,7 @@ import pytest
 import torch
 from support.models import tiny_model
 
-from consistentee.training.temperature import best_temperatures, cool
+from consistentee.training.temperature import apply_temperatures, best_temperatures
 
 
 def test_temperatures_undo_those_that_were_applied():
@@ -23,11 +23,11 @@ def test_a_classifier_that_is_always_right_stays_finite():
     assert best_temperatures(exit_logits, torch.tensor([0, 1])).tolist() == [0.25]
 
 
-def test_cooled_heads_divide_their_logits():
+def test_temperatures_divide_the_logits_of_the_heads():
     model = tiny_model()
     states = torch.randn(6, 4, 32, generator=torch.Generator().manual_seed(0))
     temperatures = torch.tensor([1.0, 2.0, 0.5, 4.0])
     before = model(pooled_states=states).exit_logits
-    cool(model.heads, temperatures)
+    apply_temperatures(model.heads, temperatures)
     after = model(pooled_states=states).exit_logits
     torch.testing.assert_close(after, before / temperatures[:, None])

@@ -1,4 +1,4 @@
-"""Confidence that means what it says: one temperature per classifier."""
+"""Calibrates confidence: one temperature per classifier."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def best_temperatures(exit_logits: Tensor, labels: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cool(heads: nn.ModuleList, temperatures: Tensor) -> None:
+def apply_temperatures(heads: nn.ModuleList, temperatures: Tensor) -> None:
     """Divide the logits of each head's classifier by its temperature; no prediction changes."""
     for head, temperature in zip(heads, temperatures, strict=True):
         classifier = head.get_submodule("classifier")

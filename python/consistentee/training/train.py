@@ -30,10 +30,10 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.distributed import processes
-from consistentee.training.held_out import fold_rows, held_out_rows
-from consistentee.training.phases import Phases, Trunk
+from consistentee.training.phases import Phases
 from consistentee.training.run_folder import Json, RunFolder
 from consistentee.training.settings import TrainingSettings
+from consistentee.training.trunks import plan_trunks
 
 # Policies that read states as well win with 1,200 rows to learn from (M-CID) and more; with 450 to
 # 500 (the demo, RTE) they lose one to three points against policies that read predictions alone.
@@ -129,7 +129,7 @@ def open_run(
 
     The arguments are those of `train`; `identity_of_settings` is what of them decides the result.
     """
-    trunks = _trunks(train_data["labels"], settings)
+    trunks = plan_trunks(train_data["labels"], settings.held_out, settings.folds, settings.seed)
     if config.get("problem_type") == "regression":
         config = {**config, "label_std": float(np.std(train_data["labels"]))}
     elif "policy_input" not in config:
@@ -172,23 +172,6 @@ def _start(
     weights = {n: value for n, value in trunk.state_dict().items() if ".policy." not in n}
     model.load_state_dict(weights, strict=False)
     return model
-
-
-def _trunks(labels: list[Any], settings: TrainingSettings) -> list[Trunk]:
-    """The trunk that all rows train, last; before it those that are there for rows they miss."""
-    everything = np.ones(len(labels), dtype=bool)
-    if settings.folds:
-        masks = fold_rows(labels, settings.folds, settings.seed)
-        others = [
-            Trunk(f"{number}of{len(masks)}", ~mask, mask)
-            for number, mask in enumerate(masks, start=1)
-        ]
-    elif settings.held_out:
-        mask = held_out_rows(labels, settings.held_out, settings.seed)
-        others = [Trunk("held_out", ~mask, mask)]
-    else:
-        return [Trunk("", everything, everything)]
-    return [*others, Trunk("", everything, ~everything)]
 
 
 def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassification) -> None:
