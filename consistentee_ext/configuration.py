@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -11,7 +11,8 @@ from consistentee_ext.criteria import POLICY_INPUTS, check_criterion, check_thre
 from consistentee_ext.exits.head import POOLINGS, check_alpha
 
 # What a task is measured by. f1 is of class 1, the second in the order of the labels.
-METRICS = ("accuracy", "f1", "matthews", "spearman")
+Metric = Literal["accuracy", "f1", "matthews", "spearman"]
+METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 class ConsistentEEConfig(PreTrainedConfig):

@@ -14,6 +14,8 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
+Json = dict[str, Any]  # what a JSON file of ours holds
+
 
 def check_writable(path: str | Path) -> None:
     """Make the folder of a file to come; raise OSError before the work, where that fails."""
@@ -50,14 +52,14 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
+def write_json(path: str | Path, content: Json) -> None:
     """Write a JSON file."""
     with whole_file(path) as partial:
         text = json.dumps(content, indent=2, ensure_ascii=False)
         partial.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
+def read_json(path: str | Path) -> Json:
     """The object in a JSON file.
 
     Raises:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from consistentee.measures.metrics import measure, predictions
+from consistentee.measures.metrics import Quality, measure, predictions
 
 LABELS = [1, 1, 1, 0, 0, 0]
 PREDICTED = [1, 1, 0, 1, 0, 0]
@@ -31,3 +31,10 @@ def test_numbers():
 def test_predictions():
     assert predictions(torch.tensor([[0.1, 0.9], [3.0, 2.0]]), regression=False).tolist() == [1, 0]
     assert predictions(torch.tensor([[0.5], [3.0]]), regression=True).tolist() == [0.5, 3.0]
+
+
+def test_quality_by_the_names_of_a_metric():
+    figures = {"layer_f1": [0.2, 0.5], "full_depth_f1": 0.5, "f1": 0.4, "full_depth_seconds": 3.0}
+    quality = Quality.from_figures(figures, "f1")
+    assert quality == Quality("f1", at_exits=0.4, at_full_depth=0.5, by_layer=(0.2, 0.5))
+    assert quality.figures() == {"f1": 0.4, "full_depth_f1": 0.5}

@@ -17,7 +17,7 @@ from consistentee.cli.options import (
     TextColumns,
     Threshold,
 )
-from consistentee.cli.tables import figure, show, show_metrics
+from consistentee.cli.tables import quality_rows, show, show_metrics
 
 
 def calibrate(
@@ -60,14 +60,12 @@ def calibrate(
         latency_ms=latency_ms,
         batch_size=batch_size,
     )
-    metric = next(name[len("full_depth_") :] for name in found if name.startswith("full_depth_"))
     show(
         f"{checkpoint} on {data}",
         {
-            "threshold": f"{found['threshold']:.4f}",
-            "layer ratio": f"{found['layer_ratio']:.2f}",
-            metric: figure(metric, found[metric]),
-            f"{metric} at full depth": figure(metric, found[f"full_depth_{metric}"]),
+            "threshold": f"{found.threshold:.4f}",
+            "layer ratio": f"{found.layer_ratio:.2f}",
+            **quality_rows(found.quality),
         },
     )
 

@@ -2,39 +2,48 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-Json = dict[str, Any]
+from consistentee.measures.metrics import METRICS, Quality
+
+if TYPE_CHECKING:
+    from consistentee.atomic_files import Json  # at run time it would import `datasets`
 
 
 def figure(metric: str, value: float) -> str:
+    """A metric's value as text: accuracy in percent."""
     return f"{value:.2%}" if metric == "accuracy" else f"{value:.4f}"
 
 
 def show(title: str, rows: dict[str, str]) -> None:
+    """Print a table of two columns."""
     table = Table(title=title, show_header=False)
     for name, value in rows.items():
         table.add_row(name, value)
     Console().print(table)
 
 
-def show_metrics(title: str, metrics: dict[str, Any]) -> None:
-    """The figures of an evaluation as a table."""
-    full, fast = metrics["full_depth_seconds"], metrics["seconds"]
-    names = [name[len("full_depth_") :] for name in metrics if name.startswith("full_depth_")]
-    quality = {
-        f"{name}{where}": figure(name, metrics[f"{field}{name}"])
-        for name in names
-        if name != "seconds"
-        for field, where in (("", ""), ("full_depth_", " at full depth"))
+def quality_rows(quality: Quality) -> dict[str, str]:
+    """Rows of a table: the metric at the exits and at full depth."""
+    metric = quality.metric
+    return {
+        metric: figure(metric, quality.at_exits),
+        f"{metric} at full depth": figure(metric, quality.at_full_depth),
     }
+
+
+def show_metrics(title: str, metrics: Json) -> None:
+    """Print the metrics of an `Evaluation` as a table."""
+    full, fast = metrics["full_depth_seconds"], metrics["seconds"]
+    names = [name for name in METRICS if name in metrics]
+    qualities = [quality_rows(Quality.from_figures(metrics, name)) for name in names]
     show(
         title,
         {
-            **quality,
+            **{name: value for rows in qualities for name, value in rows.items()},
             "mean exit layer": f"{metrics['mean_exit_layer']:.2f} of {metrics['num_layers']}",
             "layer ratio": f"{metrics['layer_ratio']:.2f}",
             "rows leaving at each layer": " ".join(map(str, metrics["exit_histogram"])),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +33,20 @@ from consistentee.evaluation.evaluate import (
 from consistentee.measures.exit_scores import exit_scores
 from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs, exit_report
+from consistentee.measures.metrics import Quality
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
 
 PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A threshold, and how the rows it was found on fare at it."""
+
+    threshold: float
+    layer_ratio: float
+    quality: Quality
 
 
 def encode_for(
@@ -87,7 +98,7 @@ def calibrate_checkpoint(
     layer_ratio: float | None = None,
     latency_ms: float | None = None,
     batch_size: int = 1,
-) -> dict[str, Any]:
+) -> Calibration:
     """Find the threshold that meets one wish and write it into the checkpoint's config.json.
 
     Args:
@@ -100,10 +111,6 @@ def calibrate_checkpoint(
         latency_ms: mean milliseconds of a call of `batch_size` rows, measured here, see
             `threshold_for_latency`.
         batch_size: of `latency_ms`.
-
-    Returns:
-        ``threshold``, and what it gives on these rows: ``layer_ratio``, the task's metric, and the
-        same at full depth.
 
     Raises:
         ValueError: not one wish but several or none, one that cannot be met, or a checkpoint that
@@ -138,7 +145,9 @@ def calibrate_checkpoint(
     config.threshold = threshold
     written = json.loads(config_file.read_text(encoding="utf-8"))
     write_json(config_file, {**written, "threshold": threshold})
-    return {"threshold": threshold, **exit_report(output, labels, config)}
+    report = exit_report(output, labels, config)
+    quality = Quality.from_figures(report, config.metric)
+    return Calibration(threshold, report["layer_ratio"], quality)
 
 
 def predict_rows(

@@ -15,28 +15,28 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
+from consistentee.atomic_files import Json
+from consistentee.data.batch import Batch
 from consistentee.measures.layer_outputs import MODEL_INPUTS
-from consistentee.measures.metrics import measure, predictions
+from consistentee.measures.metrics import Quality, measure, predictions
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, pooling_weights
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What N rows gave.
+    """Results of a checkpoint on N rows.
 
     Attributes:
-        metrics: what ``consistentee evaluate --json`` writes: ``accuracy`` (not in regression) and
-            the task's metric, at the exits and, as ``full_depth_...``, at full depth; seconds are
-            medians of whole passes over the rows, tokenisation aside.
+        metrics: what ``consistentee evaluate --json`` writes: the `Quality` by accuracy (not in
+            regression) and by the task's metric, layers, seconds and the setup. Seconds are medians
+            of whole passes over the rows, without tokenisation.
         predicted: ``[N]`` class, or number, of each row at its exit.
         exit_layers: ``[N]``, 1-based.
         exit_scores: ``[N]``.
     """
 
-    metrics: dict[str, Any]
+    metrics: Json
     predicted: list[Any]
     exit_layers: list[int]
     exit_scores: list[float]
@@ -121,11 +121,16 @@ def evaluate(
     mean_exit_layer = exit_layers.float().mean().item()
     histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
     names = [model.config.metric] if regression else sorted({"accuracy", model.config.metric})
-    metrics: dict[str, Any] = {}
-    for name in names:
-        metrics[name] = measure(name, labels, predicted.tolist())
-        metrics[f"full_depth_{name}"] = measure(name, labels, at_full_depth.tolist())
-    metrics |= {
+    qualities = [
+        Quality(
+            name,
+            measure(name, labels, predicted.tolist()),
+            measure(name, labels, at_full_depth.tolist()),
+        )
+        for name in names
+    ]
+    metrics = {
+        **{name: value for quality in qualities for name, value in quality.figures().items()},
         "metric": model.config.metric,
         "mean_exit_layer": mean_exit_layer,
         "num_layers": encoder.num_layers,

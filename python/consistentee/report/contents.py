@@ -8,7 +8,7 @@ from typing import Any
 
 from consistentee.measures.curves import Curve
 
-METRICS = (
+REQUIRED_METRICS = (
     "accuracy",
     "full_depth_accuracy",
     "mean_exit_layer",
@@ -87,7 +87,7 @@ class Report:
 
     Attributes:
         title: heading of the page.
-        metrics: of `consistentee.evaluation.evaluate.evaluate`, at least `METRICS`;
+        metrics: of `consistentee.evaluation.evaluate.evaluate`, at least `REQUIRED_METRICS`;
             ``full_depth_seconds`` is the Hugging Face model's time.
         curves: accuracy against mean exit layer by name, the checkpoint's own first.
         seeds: that each other curve is the mean over, where it comes from a comparison of trained
@@ -117,9 +117,11 @@ class Report:
     last_out: list[Example]
 
     def __post_init__(self) -> None:
-        missing = [name for name in METRICS if name not in self.metrics]
+        missing = [name for name in REQUIRED_METRICS if name not in self.metrics]
         if missing:
-            raise ValueError(f"metrics: expected {', '.join(METRICS)}, got no {', '.join(missing)}")
+            raise ValueError(
+                f"metrics: expected {', '.join(REQUIRED_METRICS)}, got no {', '.join(missing)}"
+            )
         for name in ("exit_histogram", "hardness"):
             found = len(getattr(self, name))
             if found != self.num_layers:

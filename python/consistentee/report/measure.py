@@ -17,9 +17,9 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from consistentee.data.batch import Batch
 from consistentee.evaluation.checkpoints import encode_for, evaluate_checkpoint, needs_regression
 from consistentee.evaluation.evaluate import (
-    Batch,
     Evaluation,
     class_names,
     load_model,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from consistentee.report.contents import METRICS, Example, Report, shorten
+from consistentee.report.contents import REQUIRED_METRICS, Example, Report, shorten
 from consistentee.report.plots import PLOTS
 from consistentee.report.style import DARK, LIGHT, inline_svg
 
@@ -80,7 +80,7 @@ def _tiles(report: Report) -> str:
 
 def _setup(report: Report) -> str:
     """The metrics that no tile and no plot shows: what the run was."""
-    in_tiles = METRICS[: METRICS.index("backend")]
+    in_tiles = REQUIRED_METRICS[: REQUIRED_METRICS.index("backend")]
     parts = (
         f"{name.replace('_', ' ')} <b>{escape(_number(value))}</b>"
         for name, value in report.metrics.items()

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from consistentee.data.batch import Batch
 from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.training.estimators import Estimate, Estimator
@@ -18,7 +19,6 @@ from consistentee.training.objective import (
     exit_reward,
 )
 
-Batch = Mapping[str, Tensor]
 Loss = Callable[[ConsistentEEOutput, Batch], Tensor]
 
 

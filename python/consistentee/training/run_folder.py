@@ -7,15 +7,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from consistentee.atomic_files import write_json
+from consistentee.atomic_files import Json, write_json
 from consistentee.training.distributed import processes
 
 LOG_FILE = "training_log.json"
 RUN_FILE = "run.json"
-
-Json = dict[str, Any]
 
 
 class RunFolder:

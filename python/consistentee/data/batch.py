@@ -1,0 +1,10 @@
+"""A batch of rows as tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+# Columns of B rows by name: the model's inputs, ``[B, S]``, and what the losses read, ``[B]``.
+Batch = Mapping[str, Tensor]
