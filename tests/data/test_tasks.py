@@ -9,7 +9,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from consistentee.data import tasks as tasks_module
 from consistentee.data.tasks import find_task, load_task, tasks
-from consistentee.training.prepare import training_fields
+from consistentee.model.modeling import ConsistentEEConfig
+from consistentee.training.settings import TrainingSettings
 from consistentee_ext.configuration import METRICS
 
 NAMES = {"rte", "mrpc", "sst2", "qnli", "qqp", "mnli", "cola", "stsb", "mcid", "stackoverflow"}
@@ -19,8 +20,11 @@ def test_every_task_has_settings_that_training_takes():
     assert set(tasks()) == NAMES
     for task in tasks().values():
         assert task.metric in METRICS
-        training_fields(task.fields())
-        settings, config = training_fields(task.fields(paper=True))
+        ours, config = task.training()
+        TrainingSettings(**ours)
+        ConsistentEEConfig(**{"num_labels": 1 if task.regression else 2, **config})
+        paper, config = task.training(paper=True)
+        settings = TrainingSettings(**paper)
         # Section 4 of the paper: phases of 5, 2 and 2 epochs at 1e-5, 3e-4 and 3e-5.
         assert (settings.epochs, settings.policy_epochs, settings.joint_epochs) == (5, 2, 2)
         rates = settings.learning_rate, settings.policy_learning_rate, settings.joint_learning_rate

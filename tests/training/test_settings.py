@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
 from consistentee.training.settings import TrainingSettings
@@ -30,6 +32,14 @@ from consistentee.training.settings import TrainingSettings
 def test_a_setting_outside_its_range_is_refused(field, value, message):
     with pytest.raises(ValueError, match=f"^{message}$"):
         TrainingSettings(**{field: value})
+
+
+def test_every_number_has_a_range() -> None:
+    defaults = TrainingSettings()
+    for name in (field.name for field in fields(TrainingSettings)):
+        if type(getattr(defaults, name)) in (int, float):
+            with pytest.raises(ValueError, match=f"^{name}: expected "):
+                TrainingSettings(**{name: -1})
 
 
 def test_without_phase_3_there_is_nothing_to_alternate() -> None:

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from consistentee.cli.options import (
-    AlphaAsked,
+    Alpha,
     Checkpoint,
     File,
     LabelColumn,
@@ -74,7 +74,7 @@ def evaluate(
     checkpoint: Checkpoint,
     data: File,
     threshold: Threshold = None,
-    alpha: AlphaAsked = None,
+    alpha: Alpha = None,
     json: Annotated[Path | None, Option(help="File to write the figures to.")] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
@@ -100,7 +100,7 @@ def predict(
     input: Annotated[Path, typer.Argument(help="File of text: TSV, CSV, JSONL or Parquet.")],
     output: Annotated[Path, Option(help="File to write; its suffix says what kind.")],
     threshold: Threshold = None,
-    alpha: AlphaAsked = None,
+    alpha: Alpha = None,
     text_column: TextColumns = None,
 ) -> None:
     """Classify the rows of a file; writes them with prediction, exit layer and score."""
@@ -121,7 +121,7 @@ def report(
         Path | None, Option(help="comparison.json of `compare`: its curves are drawn too.")
     ] = None,
     threshold: Threshold = None,
-    alpha: AlphaAsked = None,
+    alpha: Alpha = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:

@@ -6,34 +6,24 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from consistentee.cli.options import (
-    Alpha,
-    AlphaRange,
-    BatchSize,
-    Epochs,
-    Epsilon,
-    EstimatorOption,
-    Folds,
-    HeldOut,
-    Iterations,
-    JointEpochs,
+    ConfigOptions,
     LabelColumn,
     MaxLength,
-    Metric,
     Model,
     Option,
     Paper,
-    PolicyInputOption,
-    PoolingOption,
-    RewardOption,
-    Samples,
     Seed,
+    SettingsOptions,
     TextColumns,
-    given_fields,
+    expand_options,
 )
 from consistentee.cli.tables import figure, show, show_average, show_comparison
+from consistentee.measures.metrics import Metric, Quality
 
 
+@expand_options
 def train(
+    *,
     model: Model,
     output: Annotated[Path, Option(help="Checkpoint folder to make.")],
     data: Annotated[
@@ -44,21 +34,9 @@ def train(
         str | None, Option(help="A task by name: its settings, and its data where --data is not.")
     ] = None,
     paper: Paper = False,
-    pooling: PoolingOption = None,
-    policy_input: PolicyInputOption = None,
-    alpha: Alpha = None,
-    alpha_range: AlphaRange = None,
-    estimator: EstimatorOption = None,
-    samples: Samples = None,
-    epsilon: Epsilon = None,
-    reward: RewardOption = None,
-    held_out: HeldOut = None,
-    folds: Folds = None,
-    iterations: Iterations = None,
-    epochs: Epochs = None,
-    joint_epochs: JointEpochs = None,
-    batch_size: BatchSize = None,
-    metric: Annotated[Metric | None, Option("--metric", help="What dev is measured by.")] = None,
+    config: ConfigOptions,
+    settings: SettingsOptions,
+    metric: Annotated[Metric | None, Option(help="What dev is measured by.")] = None,
     regression: Annotated[
         bool, Option("--regression", help="Labels are numbers to predict.")
     ] = False,
@@ -68,43 +46,51 @@ def train(
     label_column: LabelColumn = "label",
 ) -> None:
     """Train a ConsistentEE classifier. Run it again after an interruption: it goes on."""
-    given = given_fields(locals())
     from consistentee.data.tables import load_splits
-    from consistentee.data.tasks import find_task, load_task
+    from consistentee.data.tasks import Fields, find_task, load_task
     from consistentee.training.distributed import processes
-    from consistentee.training.prepare import train_on_splits, training_fields
+    from consistentee.training.prepare import train_on_splits
+    from consistentee.training.settings import TrainingSettings
 
     known_task = None if task is None else find_task(task)
     if known_task is None and paper:
         raise ValueError("paper: expected a task beside it, got none")
     if known_task is None and not data:
         raise ValueError("data: expected a folder or files, or a task by name, got neither")
-    known = {} if known_task is None else known_task.fields(paper)
+    known_settings: Fields = {}
+    known_config: Fields = {}
+    if known_task is not None:
+        known_settings, known_config = known_task.training(paper)
     if regression:
-        known |= {"problem_type": "regression", "metric": "spearman"}
-    settings, config = training_fields(known, given)
+        known_config = {**known_config, "problem_type": "regression", "metric": "spearman"}
+    chosen_config: Any = {**known_config, **config.given()}
+    if metric is not None:
+        chosen_config["metric"] = metric
+    chosen_settings = TrainingSettings(**{**known_settings, **settings.given(), "seed": seed})
     if data or known_task is None:
-        is_regression = config.get("problem_type") == "regression"
+        is_regression = chosen_config.get("problem_type") == "regression"
         splits = load_splits(data or (), text_column or None, label_column, is_regression)
     else:
         splits = load_task(known_task)
-    log = train_on_splits(model, splits, output, settings, max_length, **config)
+    log = train_on_splits(model, splits, output, chosen_settings, max_length, **chosen_config)
     if not processes().is_main_process:
         return
     dev = list(log["phases"].values())[-1]["dev"]
-    measured = config.get("metric", "accuracy")
+    quality = Quality.from_figures(dev, chosen_config.get("metric", "accuracy"))
     show(
         f"{output}: on dev",
         {
-            measured: figure(measured, dev[measured]),
-            "full depth": figure(measured, dev[f"full_depth_{measured}"]),
-            "mean exit layer": f"{dev['mean_exit_layer']:.2f} of {len(dev[f'layer_{measured}'])}",
+            quality.metric: figure(quality.metric, quality.at_exits),
+            "full depth": figure(quality.metric, quality.at_full_depth),
+            "mean exit layer": f"{dev['mean_exit_layer']:.2f} of {len(quality.by_layer)}",
             "layer ratio": f"{dev['layer_ratio']:.2f}",
         },
     )
 
 
+@expand_options
 def compare(
+    *,
     model: Model,
     output: Annotated[Path, Option(help="Folder for checkpoints and comparison.json.")],
     data: Annotated[
@@ -116,52 +102,43 @@ def compare(
     seeds: Annotated[int, Option(min=1, help="How many seeds: 42, 43 and so on.")] = 3,
     seed: Annotated[int, Option(help="The first of them.")] = 42,
     paper: Paper = False,
-    pooling: PoolingOption = None,
-    policy_input: PolicyInputOption = None,
-    alpha: Alpha = None,
-    alpha_range: AlphaRange = None,
-    estimator: EstimatorOption = None,
-    samples: Samples = None,
-    epsilon: Epsilon = None,
-    reward: RewardOption = None,
-    held_out: HeldOut = None,
-    folds: Folds = None,
-    iterations: Iterations = None,
-    epochs: Epochs = None,
-    joint_epochs: JointEpochs = None,
-    batch_size: BatchSize = None,
+    config: ConfigOptions,
+    settings: SettingsOptions,
     max_length: MaxLength = 128,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
     """Train ConsistentEE and the exits it is compared with; print accuracy at layer ratios."""
-    given = given_fields(locals())
     from consistentee.data.tables import load_splits
-    from consistentee.data.tasks import Task, find_task, load_task
+    from consistentee.data.tasks import Fields, Task, find_task, load_task
     from consistentee.evaluation.comparison import average
     from consistentee.evaluation.comparison import compare as compare_exits
-    from consistentee.training.prepare import training_fields
+    from consistentee.training.settings import TrainingSettings
 
     known_tasks: list[Task | None] = [find_task(name) for name in task or ()]
     if not known_tasks and (paper or data is None):
         raise ValueError("task: expected a task by name, or --data without --paper, got none")
     results = []
     for known_task in known_tasks or [None]:
-        known: dict[str, Any] = {}
+        known_settings: Fields = {}
+        known_config: Fields = {}
         title, where, folder = str(data), data, output
         if known_task is not None:
-            known = known_task.fields(paper)
+            known_settings, known_config = known_task.training(paper)
             title, folder = known_task.name, output / known_task.name
             if data is not None and (len(known_tasks) > 1 or (data / title).is_dir()):
                 where = data / title
-        settings, config = training_fields(known, given)
+        chosen_settings = TrainingSettings(**{**known_settings, **settings.given(), "seed": seed})
+        chosen_config: Any = {**known_config, **config.given()}
         if where is not None:
             splits = load_splits([where], text_column or None, label_column)
         else:
             assert known_task is not None  # one of the two is there
             splits = load_task(known_task)
         chosen = range(seed, seed + seeds)
-        result = compare_exits(model, splits, folder, settings, chosen, max_length, **config)
+        result = compare_exits(
+            model, splits, folder, chosen_settings, chosen, max_length, **chosen_config
+        )
         show_comparison(title, result)
         results.append(result)
     if len(results) > 1:

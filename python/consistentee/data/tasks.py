@@ -15,6 +15,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 from consistentee.atomic_files import quiet_datasets
 from consistentee.data.tables import SPLIT_NAMES, check_splits, load_splits, table_of
 
+Fields = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Task:
@@ -26,8 +28,9 @@ class Task:
         metric: a name in `consistentee.measures.metrics`.
         hub: data set, configuration and dev split on the hub; None for local files alone.
         regression: the labels are numbers.
-        settings: fields of `TrainingSettings` and `ConsistentEEConfig` in place of the defaults.
-        paper: the same in arXiv 2312.11882.
+        settings: fields of `TrainingSettings`, in place of the defaults.
+        config: fields of `ConsistentEEConfig`, in place of the defaults.
+        paper: in place of these two, the ``settings`` and ``config`` of arXiv 2312.11882.
     """
 
     name: str
@@ -35,13 +38,17 @@ class Task:
     metric: str
     hub: Sequence[str] | None
     regression: bool = False
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    paper: Mapping[str, Any] = field(default_factory=dict)
+    settings: Fields = field(default_factory=dict)
+    config: Fields = field(default_factory=dict)
+    paper: Mapping[str, Fields] = field(default_factory=dict)
 
-    def fields(self, paper: bool = False) -> dict[str, Any]:
-        """What the task says of training: fields of `TrainingSettings` and `ConsistentEEConfig`."""
+    def training(self, paper: bool = False) -> tuple[Fields, Fields]:
+        """Fields of `TrainingSettings` and of `ConsistentEEConfig`: ours, or the paper's."""
+        settings, config = self.settings, self.config
+        if paper:
+            settings, config = self.paper["settings"], self.paper["config"]
         kind = {"problem_type": "regression"} if self.regression else {}
-        return {"metric": self.metric, **kind, **(self.paper if paper else self.settings)}
+        return settings, {"metric": self.metric, **kind, **config}
 
 
 @cache

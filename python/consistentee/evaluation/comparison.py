@@ -22,14 +22,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from datasets import Dataset, DatasetDict
 from torch import Tensor
 from transformers import AutoConfig, DataCollatorWithPadding
 
-from consistentee.atomic_files import write_json
+from consistentee.atomic_files import Json, write_json
 from consistentee.evaluation.calibration import threshold_for_ratio
 from consistentee.evaluation.evaluate import load_model
 from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
@@ -38,15 +38,16 @@ from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
 from consistentee.training.prepare import Prepared, prepare
-from consistentee.training.settings import TrainingSettings
+from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import fingerprint, train, train_trunk, without_policies
 from consistentee_ext.criteria import PLAIN_CRITERIA
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 RATIOS = (1.5, 2.0, 2.5, 3.0)
 OPERATING_RATIO = 2.3
 COMPARISON_FILE = "comparison.json"
-
-Json = dict[str, Any]
 
 
 def compare(
@@ -56,7 +57,7 @@ def compare(
     settings: TrainingSettings,
     seeds: Sequence[int],
     max_length: int,
-    **config: Any,
+    **config: Unpack[ConfigFields],
 ) -> Json:
     """Train every method once a seed and measure all of them on the test split (dev without one).
 

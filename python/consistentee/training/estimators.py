@@ -9,12 +9,13 @@ Letters: B rows, L layers, K samples.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 import torch
 from torch import Tensor
 
-ESTIMATORS = ("exact", "reinforce")
+EstimatorName = Literal["exact", "reinforce"]
+ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 
 class Estimate(NamedTuple):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, AutoTokenizer
 
+from consistentee.atomic_files import Json
 from consistentee.data.encode import encode
 from consistentee.data.tables import label_names
 from consistentee.model.modeling import finding_backbone
-from consistentee.training.settings import TrainingSettings
+from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import train
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 MAX_LENGTH = 128
 
@@ -27,8 +29,8 @@ def train_on_splits(
     output: str | os.PathLike[str],
     settings: TrainingSettings,
     max_length: int = MAX_LENGTH,
-    **config: Any,
-) -> dict[str, Any]:
+    **config: Unpack[ConfigFields],
+) -> Json:
     """Train on the ``train`` and ``dev`` tables of `load_splits`; returns the training log.
 
     Args:
@@ -54,14 +56,14 @@ class Prepared:
     train: Dataset
     dev: Dataset
     test: Dataset
-    config: dict[str, Any]
+    config: ConfigFields
 
 
 def prepare(
     backbone: str | os.PathLike[str],
     splits: DatasetDict,
     max_length: int,
-    config: Mapping[str, Any],
+    config: ConfigFields,
 ) -> Prepared:
     """Token ids and labels of each split; the arguments are those of `train_on_splits`.
 
@@ -78,23 +80,13 @@ def prepare(
         name: encode(table, tokenizer, max_length, names, regression)
         for name, table in splits.items()
     }
-    labels: dict[str, Any] = {"num_labels": 1}
+    labels: ConfigFields = {"num_labels": 1}
     if names is not None:
         _check_classes(splits["train"])
         numbers = {name: index for index, name in enumerate(names)}
         labels = {"id2label": dict(enumerate(names)), "label2id": numbers}
     test = data.get("test", data["dev"])
     return Prepared(tokenizer, data["train"], data["dev"], test, {**config, **labels})
-
-
-def training_fields(*given: Mapping[str, Any]) -> tuple[TrainingSettings, dict[str, Any]]:
-    """Settings and the fields of `ConsistentEEConfig`, from mappings that hold both; a later
-    mapping goes before an earlier one, and None says nothing.
-    """
-    chosen = {n: value for values in given for n, value in values.items() if value is not None}
-    names = {field.name for field in dataclasses.fields(TrainingSettings)}
-    settings = TrainingSettings(**{n: value for n, value in chosen.items() if n in names})
-    return settings, {n: value for n, value in chosen.items() if n not in names}
 
 
 def _check_classes(table: Dataset) -> None:

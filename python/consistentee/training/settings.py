@@ -1,12 +1,20 @@
-"""How to train."""
+"""What a training is told: its settings, and the fields of the model's configuration."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypedDict
 
-from consistentee.training.estimators import Estimator, build_estimator
-from consistentee.training.objective import REWARDS
+from consistentee.training.estimators import Estimator, EstimatorName, build_estimator
+from consistentee.training.objective import REWARDS, Reward
 from consistentee.training.trainer import has_native_bf16
+
+_ABOVE_ZERO = (  # settings that must be above 0; `__post_init__` has the other ranges
+    *("epochs", "policy_epochs", "iterations"),
+    *("batch_size", "policy_batch_size", "joint_batch_size"),
+    *("learning_rate", "joint_learning_rate", "head_factor", "policy_learning_rate"),
+)
 
 
 @dataclass(frozen=True)
@@ -59,8 +67,8 @@ class TrainingSettings:
     folds: int = 0
     spread: float = 0.5
     iterations: int = 1
-    reward: str = "hardness"
-    estimator: str = "exact"
+    reward: Reward = "hardness"
+    estimator: EstimatorName = "exact"
     samples: int = 8
     epsilon: float = 0.0
     entropy_bonus: float = 0.02
@@ -68,7 +76,7 @@ class TrainingSettings:
     bf16: bool = field(default_factory=has_native_bf16)
 
     def __post_init__(self) -> None:
-        for name in (f.name for f in fields(self) if f.name not in _CHECKED_APART):
+        for name in _ABOVE_ZERO:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {getattr(self, name)}")
         if self.joint_epochs < 0:
@@ -96,7 +104,19 @@ class TrainingSettings:
         return build_estimator(self.estimator, self.samples, self.epsilon)
 
 
-_CHECKED_APART = (
-    *("joint_epochs", "held_out", "folds", "spread", "seed", "bf16"),
-    *("reward", "estimator", "samples", "epsilon", "entropy_bonus"),
-)
+class ConfigFields(TypedDict, total=False):
+    """Fields of `consistentee.ConsistentEEConfig`, which documents them and has the defaults."""
+
+    pooling: str
+    policy_input: str | None
+    policy_size: int
+    criterion: str
+    threshold: float
+    alpha: float | list[float]
+    alpha_range: Sequence[float] | None
+    metric: str
+    label_std: float
+    problem_type: str
+    num_labels: int
+    id2label: dict[int, str]
+    label2id: dict[str, int]

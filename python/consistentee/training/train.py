@@ -20,9 +20,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from datasets import Dataset
@@ -32,8 +31,11 @@ from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.distributed import processes
 from consistentee.training.phases import Phases
 from consistentee.training.run_folder import Json, RunFolder
-from consistentee.training.settings import TrainingSettings
+from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.trunks import plan_trunks
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 # Policies that read states as well win with 1,200 rows to learn from (M-CID) and more; with 450 to
 # 500 (the demo, RTE) they lose one to three points against policies that read predictions alone.
@@ -50,7 +52,7 @@ def train(
     output: str | os.PathLike[str],
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings | None = None,
-    **config: Any,
+    **config: Unpack[ConfigFields],
 ) -> Json:
     """Train a ConsistentEE classifier; called again after a kill, go on from the last checkpoint.
 
@@ -94,7 +96,7 @@ def train_trunk(
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
     num_layers: int | None = None,
-    **config: Any,
+    **config: Unpack[ConfigFields],
 ) -> Json:
     """Train what other exits start from: all rows, for as many epochs as phases 1 and 3 have.
 
@@ -122,7 +124,7 @@ def open_run(
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
     identity_of_settings: Json,
-    config: dict[str, Any],
+    config: ConfigFields,
     num_layers: int | None = None,
 ) -> Phases:
     """A model as it starts and the folder of its run, everything checked.
@@ -151,16 +153,16 @@ def open_run(
     return Phases(run, model, train_data, trunks, dev_data, tokenizer, settings)
 
 
-def without_policies(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_policies(config: ConfigFields) -> ConfigFields:
     """What is left to a model whose policies are never trained; those it has are small."""
     kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
-    if config.get("problem_type") == "regression":
-        return kept
-    return {**kept, "policy_input": "prediction"}
+    if config.get("problem_type") != "regression":
+        kept["policy_input"] = "prediction"
+    return cast(ConfigFields, kept)
 
 
 def _start(
-    backbone: str | os.PathLike[str], num_layers: int | None, config: dict[str, Any], seed: int
+    backbone: str | os.PathLike[str], num_layers: int | None, config: ConfigFields, seed: int
 ) -> ConsistentEEForSequenceClassification:
     """The model before training. A seed gives one trunk, whatever the policies are like, so that
     exits can be compared on equal ones.
