@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Files that are written completely or not at all."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from typing import Any
 import datasets
 from datasets import Dataset
 
-Json = dict[str, Any]  # what a JSON file of ours holds
+Json = dict[str, Any]  # the object in a JSON file
 
 
 def check_writable(path: str | Path) -> None:
-    """Make the folder of a file to come; raise OSError before the work, where that fails."""
+    """Make the folder of a file that will be written; raise OSError now if that is impossible."""
     folder = Path(path).parent
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
@@ -30,7 +30,7 @@ _quiet_lock = threading.Lock()
 
 @contextmanager
 def quiet_datasets() -> Iterator[None]:
-    """No progress bars and no log lines of `datasets`: it tells all in its exceptions."""
+    """Silence the progress bars and log lines of `datasets`; its exceptions have the same facts."""
     with _quiet_lock, ExitStack() as stack:
         stack.callback(datasets.logging.set_verbosity, datasets.logging.get_verbosity())
         if not datasets.are_progress_bars_disabled():
@@ -42,7 +42,7 @@ def quiet_datasets() -> Iterator[None]:
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """A path to write to, renamed to `path` when the block ends well, removed when it does not."""
+    """A path to write to: renamed to `path` if the block succeeds, removed if it raises."""
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
@@ -60,11 +60,11 @@ def write_json(path: str | Path, content: Json) -> None:
 
 
 def read_json(path: str | Path) -> Json:
-    """The object in a JSON file.
+    """Read the object in a JSON file.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it holds no JSON object.
+        ValueError: its content is not a JSON object.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a file, found none")
@@ -78,7 +78,7 @@ def read_json(path: str | Path) -> Json:
 
 
 def check_table(path: str | Path) -> None:
-    """Raise, before the work, unless `write_table` knows the suffix and can write there."""
+    """Raise now if `write_table` does not know the suffix or cannot write there."""
     suffix = Path(path).suffix
     if suffix not in _WRITERS:
         raise ValueError(f"{path}: expected one of {', '.join(_WRITERS)}, got {suffix!r}")
@@ -86,10 +86,10 @@ def check_table(path: str | Path) -> None:
 
 
 def write_table(path: str | Path, table: Dataset) -> None:
-    """Write a table as TSV (no quoting), CSV, JSONL or Parquet, by the suffix.
+    """Write a table as TSV (no quoting), CSV, JSONL or Parquet, chosen by the suffix.
 
     Raises:
-        ValueError: an unknown suffix, or a tab or line break in a TSV's text.
+        ValueError: an unknown suffix, or text with a tab or line break in a TSV.
     """
     check_table(path)
     try:

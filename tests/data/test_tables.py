@@ -116,7 +116,7 @@ def test_splits_of_files(tmp_path):
         ),
         (
             {"train": "a\t7\nb\t7\n", "dev": "c\t7\n"},
-            r"train\.tsv: expected two labels or more, got '7' alone",
+            r"train\.tsv: expected two labels or more, got only '7'",
         ),
         (
             {"train": "a\t0\nb\t1\n", "dev": "c\t0\nd\t2\n"},

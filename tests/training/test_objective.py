@@ -10,7 +10,7 @@ import torch
 
 from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee.training.objective import (
-    depth_price,
+    depth_cost,
     error_probability,
     exit_entropy,
     exit_log_distribution,
@@ -84,15 +84,15 @@ def test_error_probability():
 
 
 def test_price_of_depth():
-    torch.testing.assert_close(depth_price(0.5, 3), torch.tensor([0.5, 1.0, 1.5]))
-    torch.testing.assert_close(depth_price([0.5, 0.0, 2.0], 3), torch.tensor([0.5, 0.5, 2.5]))
-    each = depth_price(torch.tensor([0.5, 1.0]), 3)
+    torch.testing.assert_close(depth_cost(0.5, 3), torch.tensor([0.5, 1.0, 1.5]))
+    torch.testing.assert_close(depth_cost([0.5, 0.0, 2.0], 3), torch.tensor([0.5, 0.5, 2.5]))
+    each = depth_cost(torch.tensor([0.5, 1.0]), 3)
     torch.testing.assert_close(each, torch.tensor([[0.5, 1.0, 1.5], [1.0, 2.0, 3.0]]))
 
 
 def test_reward_by_hand():
     loss = torch.tensor([[1.0, 0.5, 0.25, 0.0], [2.0, 2.0, 2.0, 2.0]])
-    price = depth_price(0.4, 4)
+    price = depth_cost(0.4, 4)
     # Row 0 pays 0.4 * (1 - 1/4) = 0.3 a layer, row 1, memorized at the last, nothing.
     guided = torch.tensor([[-1.3, -1.1, -1.15, -1.2], [-2.0, -2.0, -2.0, -2.0]])
     torch.testing.assert_close(exit_reward(loss, torch.tensor([1, 4]), price), guided)

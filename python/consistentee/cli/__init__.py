@@ -41,13 +41,13 @@ def demo(
 
 @app.command()
 def backends() -> None:
-    """Say which backends can run here, and why the others cannot."""
+    """List the backends that can run here, and why the others cannot."""
     Console().print(backend_report(), highlight=False)
 
 
 def main() -> None:
-    """Run the command line; every foreseeable failure is one line and exit code 2."""
-    disable_progress_bar()  # of loading weights; training and prediction show their own
+    """Run the command line; an expected failure prints one line and exits with code 2."""
+    disable_progress_bar()  # the one of loading weights; training and prediction have their own
     try:
         code = app(standalone_mode=False)
     except (typer.TyperException, ValueError, TypeError, OSError, RuntimeError) as error:

@@ -26,20 +26,20 @@ def calibrate(
         Path, Option("--data", help="File of labelled text that the model was not trained on.")
     ],
     max_accuracy_drop: Annotated[
-        float | None, Option(help="Lose at most this share of right answers, guaranteed.")
+        float | None, Option(help="Lose at most this much accuracy, guaranteed.")
     ] = None,
-    confidence: Annotated[float, Option(help="Of that guarantee.")] = 0.95,
+    confidence: Annotated[float, Option(help="Confidence of that guarantee.")] = 0.95,
     layer_ratio: Annotated[
-        float | None, Option(help="Run at least this many times fewer layers.")
+        float | None, Option(help="Reach at least this layer ratio: layers / mean exit layer.")
     ] = None,
     latency_ms: Annotated[
-        float | None, Option(help="Take at most this long for a call, on this machine.")
+        float | None, Option(help="Take at most so many milliseconds for a call, on this machine.")
     ] = None,
-    batch_size: Annotated[int, Option(help="Rows of such a call.")] = 1,
+    batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
-    """Find the exit threshold that meets one wish; write it into the checkpoint's config."""
+    """Find the exit threshold for one goal; write it into the checkpoint's config."""
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import (
         calibrate_checkpoint,
@@ -75,11 +75,11 @@ def evaluate(
     data: File,
     threshold: Threshold = None,
     alpha: Alpha = None,
-    json: Annotated[Path | None, Option(help="File to write the figures to.")] = None,
+    json: Annotated[Path | None, Option(help="File to write the results to.")] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
-    """Measure accuracy, layers and seconds, beside the same model at full depth."""
+    """Measure accuracy, layers and seconds, compared with the same model at full depth."""
     from consistentee.atomic_files import check_writable, write_json
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import evaluate_checkpoint, needs_regression
@@ -98,12 +98,12 @@ def evaluate(
 def predict(
     checkpoint: Checkpoint,
     input: Annotated[Path, typer.Argument(help="File of text: TSV, CSV, JSONL or Parquet.")],
-    output: Annotated[Path, Option(help="File to write; its suffix says what kind.")],
+    output: Annotated[Path, Option(help="File to write; its suffix decides the format.")],
     threshold: Threshold = None,
     alpha: Alpha = None,
     text_column: TextColumns = None,
 ) -> None:
-    """Classify the rows of a file; writes them with prediction, exit layer and score."""
+    """Classify the rows of a file; write them with prediction, exit layer and score."""
     from consistentee.atomic_files import check_table, write_table
     from consistentee.data.tables import load_texts
     from consistentee.evaluation.checkpoints import predict_rows
@@ -116,16 +116,18 @@ def predict(
 def report(
     checkpoint: Checkpoint,
     data: File,
-    output: Annotated[Path, Option(help="Page to write, .html; .png and .json stand beside it.")],
+    output: Annotated[
+        Path, Option(help="Page to write, .html; a .png and a .json get the same name.")
+    ],
     comparison: Annotated[
-        Path | None, Option(help="comparison.json of `compare`: its curves are drawn too.")
+        Path | None, Option(help="comparison.json of `compare`, to draw its curves too.")
     ] = None,
     threshold: Threshold = None,
     alpha: Alpha = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
-    """Show on one page what early exit does to a labelled file: curves, exits, seconds."""
+    """Write a page about early exit on a labelled file: curves, exits, seconds."""
     from consistentee.atomic_files import read_json
     from consistentee.data.tables import load_table
     from consistentee.report.measure import build_report

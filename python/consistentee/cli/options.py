@@ -1,4 +1,4 @@
-"""Options that commands share."""
+"""Options that several commands have."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ Threshold = Annotated[
 ]
 Alpha = Annotated[
     float | None,
-    Option(help="Price of a layer, of a model trained with --alpha-range."),
+    Option(help="Cost of a layer, for a model trained with --alpha-range."),
 ]
-Seed = Annotated[int, Option(help="Of everything random.")]
+Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
-Paper = Annotated[bool, Option("--paper", help="The paper's settings in place of ours.")]
-MaxLength = Annotated[int, Option(help="Tokens a row is cut at.")]
+Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]
+MaxLength = Annotated[int, Option(help="Rows are truncated to so many tokens.")]
 
 if TYPE_CHECKING:
     Pooling = str
@@ -50,21 +50,23 @@ else:
 class ConfigOptions:
     """Fields of the model's configuration; None leaves the task's value, or the default."""
 
-    pooling: Annotated[Pooling | None, Option(help="What a head reads.")] = None
-    policy_input: Annotated[PolicyInput | None, Option(help="What a policy reads.")] = None
+    pooling: Annotated[
+        Pooling | None, Option(help="State that a head reads: mean of the tokens, or first token.")
+    ] = None
+    policy_input: Annotated[PolicyInput | None, Option(help="Inputs of a policy.")] = None
     alpha: Annotated[
         list[float] | None,
-        Option(help="Price of a layer in the reward: higher is faster. Once, or once a layer."),
+        Option(help="Cost of a layer in the reward: higher is faster. Once, or once per layer."),
     ] = None
     alpha_range: Annotated[
         tuple[float, float] | None,
-        Option(help="Lowest and highest price: one model for the whole range of speeds."),
+        Option(help="Lowest and highest alpha: one model for this range, set at run time."),
     ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that the user gave, as `ConsistentEEConfig` takes them.
 
-        Without an alpha, that of a range is its geometric mean.
+        A range without an alpha gets its geometric mean as alpha.
         """
         found = _given(self)
         if self.alpha and len(self.alpha) == 1:
@@ -80,20 +82,27 @@ class ConfigOptions:
 class SettingsOptions:
     """Fields of `TrainingSettings`; None leaves the task's value, or the default."""
 
-    estimator: Annotated[EstimatorName | None, Option(help="Of the expected reward.")] = None
-    samples: Annotated[int | None, Option(help="K, exits that reinforce draws for a row.")] = None
-    epsilon: Annotated[
-        float | None, Option(help="Share of those that are uniform over layers.")
+    estimator: Annotated[
+        EstimatorName | None, Option(help="Estimator of the expected reward's gradient.")
     ] = None
-    reward: Annotated[Reward | None, Option(help="Whom depth costs how much.")] = None
-    held_out: Annotated[float | None, Option(help="Share of the rows kept for the policies.")] = (
-        None
-    )
-    folds: Annotated[int | None, Option(help="Cross-fitting in place of a share: K folds.")] = None
-    iterations: Annotated[int | None, Option(help="How often phases 2 and 3 alternate.")] = None
+    samples: Annotated[int | None, Option(help="Exits that reinforce draws for a row.")] = None
+    epsilon: Annotated[
+        float | None, Option(help="Share of these that are drawn uniformly over layers.")
+    ] = None
+    reward: Annotated[
+        Reward | None,
+        Option(help="How the cost of depth depends on the row: its hardness, plain or oracle."),
+    ] = None
+    held_out: Annotated[
+        float | None, Option(help="Share of the rows held out for the policies.")
+    ] = None
+    folds: Annotated[
+        int | None, Option(help="Cross-fitting with K folds in place of a held-out share.")
+    ] = None
+    iterations: Annotated[int | None, Option(help="Number of rounds of phases 2 and 3.")] = None
     epochs: Annotated[int | None, Option(help="Epochs of phase 1.")] = None
     joint_epochs: Annotated[int | None, Option(help="Epochs of phase 3; 0 leaves it out.")] = None
-    batch_size: Annotated[int | None, Option(help="Rows a step in phase 1.")] = None
+    batch_size: Annotated[int | None, Option(help="Rows of a step in phase 1.")] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that the user gave."""
@@ -106,9 +115,9 @@ def _given(options: ConfigOptions | SettingsOptions) -> dict[str, Any]:
 
 
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
-    """A command as Typer reads it: each parameter that is a dataclass becomes its fields' options.
+    """Replace each parameter that is a dataclass by one option for each of its fields.
 
-    The options stand where the parameter stood; the command gets the dataclass made of them.
+    Typer sees the options in the parameter's place; the command gets an instance made from them.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {}

@@ -1,9 +1,9 @@
-"""Commands that train: one model, or all that exits are compared with."""
+"""Commands that train: one model, or all methods of a comparison."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, cast
 
 from consistentee.cli.options import (
     ConfigOptions,
@@ -28,29 +28,29 @@ def train(
     output: Annotated[Path, Option(help="Checkpoint folder to make.")],
     data: Annotated[
         list[Path] | None,
-        Option(help="Folder with train and dev, or the option twice: train file, dev file."),
+        Option(help="Folder with train and dev; or give it twice: train file, dev file."),
     ] = None,
     task: Annotated[
-        str | None, Option(help="A task by name: its settings, and its data where --data is not.")
+        str | None, Option(help="A task by name: its settings, and its data if there is no --data.")
     ] = None,
     paper: Paper = False,
     config: ConfigOptions,
     settings: SettingsOptions,
-    metric: Annotated[Metric | None, Option(help="What dev is measured by.")] = None,
+    metric: Annotated[Metric | None, Option(help="Metric of the dev rows.")] = None,
     regression: Annotated[
-        bool, Option("--regression", help="Labels are numbers to predict.")
+        bool, Option("--regression", help="Predict numbers; labels are numbers.")
     ] = False,
     max_length: MaxLength = 128,
     seed: Seed = 42,
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
-    """Train a ConsistentEE classifier. Run it again after an interruption: it goes on."""
+    """Train a ConsistentEE classifier. After an interruption the same command resumes."""
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, find_task, load_task
     from consistentee.training.distributed import processes
     from consistentee.training.prepare import train_on_splits
-    from consistentee.training.settings import TrainingSettings
+    from consistentee.training.settings import ConfigFields, TrainingSettings
 
     known_task = None if task is None else find_task(task)
     if known_task is None and paper:
@@ -63,7 +63,7 @@ def train(
         known_settings, known_config = known_task.training(paper)
     if regression:
         known_config = {**known_config, "problem_type": "regression", "metric": "spearman"}
-    chosen_config: Any = {**known_config, **config.given()}
+    chosen_config = cast(ConfigFields, {**known_config, **config.given()})
     if metric is not None:
         chosen_config["metric"] = metric
     chosen_settings = TrainingSettings(**{**known_settings, **settings.given(), "seed": seed})
@@ -94,10 +94,10 @@ def compare(
     model: Model,
     output: Annotated[Path, Option(help="Folder for checkpoints and comparison.json.")],
     data: Annotated[
-        Path | None, Option(help="Folder with train and dev; of several tasks, one folder each.")
+        Path | None, Option(help="Folder with train and dev; for several tasks, one folder each.")
     ] = None,
     task: Annotated[
-        list[str] | None, Option(help="A task by name; several are averaged as well.")
+        list[str] | None, Option(help="A task by name; several are also averaged.")
     ] = None,
     seeds: Annotated[int, Option(min=1, help="How many seeds: 42, 43 and so on.")] = 3,
     seed: Annotated[int, Option(help="The first of them.")] = 42,
@@ -108,12 +108,12 @@ def compare(
     text_column: TextColumns = None,
     label_column: LabelColumn = "label",
 ) -> None:
-    """Train ConsistentEE and the exits it is compared with; print accuracy at layer ratios."""
+    """Train ConsistentEE and the methods it is compared with; print accuracy at layer ratios."""
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, Task, find_task, load_task
     from consistentee.evaluation.comparison import average
     from consistentee.evaluation.comparison import compare as compare_exits
-    from consistentee.training.settings import TrainingSettings
+    from consistentee.training.settings import ConfigFields, TrainingSettings
 
     known_tasks: list[Task | None] = [find_task(name) for name in task or ()]
     if not known_tasks and (paper or data is None):
@@ -129,7 +129,7 @@ def compare(
             if data is not None and (len(known_tasks) > 1 or (data / title).is_dir()):
                 where = data / title
         chosen_settings = TrainingSettings(**{**known_settings, **settings.given(), "seed": seed})
-        chosen_config: Any = {**known_config, **config.given()}
+        chosen_config = cast(ConfigFields, {**known_config, **config.given()})
         if where is not None:
             splits = load_splits([where], text_column or None, label_column)
         else:

@@ -1,4 +1,4 @@
-"""A corpus of real text that every installation has: docstrings, by the library they come from.
+"""Builds a corpus from docstrings of installed libraries; the label is the library.
 
 A row is the first paragraph of prose of a docstring; its label is ``numpy``, ``python`` (the
 standard library), ``torch`` or ``transformers``. Sources are parsed, never imported.
@@ -29,7 +29,7 @@ MIN_ROWS_PER_CLASS = 10  # one row for dev
 
 Row = tuple[str, str]  # sentence, label
 
-# Tests, and packages of other people.
+# Tests, and third-party packages.
 _SKIPPED_FOLDERS = {
     *("test", "tests", "idle_test"),
     *("site-packages", "dist-packages", "_vendor", "_vendored", "third_party"),
@@ -43,7 +43,7 @@ _NOT_PROSE = re.compile(
     r"|[=<>{}|\\]|::|--|\.\. |https?:|:$"  # code, tables, directives, links, lead-ins
 )
 _PLAIN_WORD = re.compile(r"[A-Za-z'-]+[.,;:)]?")
-# A row that names a library would be told by that word alone: such rows are left out.
+# Rows that name a library are left out: that word alone would decide the label.
 _LIBRARY_NAME = re.compile(r"numpy|\bnp\b|torch|transformers|hugging ?face|python", re.IGNORECASE)
 
 
@@ -53,26 +53,25 @@ def build_corpus(
     """Write ``train.tsv``, ``dev.tsv`` and ``test.tsv`` (columns sentence, label) into a folder.
 
     Every label has the same number of rows in a split: a tenth of its rows are for dev, a fifth for
-    test. No two rows, of one split or of two, differ in names and numbers alone. The
-    same installed versions and the same seed give the same files.
+    test. No two rows, in the same or different splits, differ only in names and numbers. The same
+    installed versions and the same seed give the same files.
 
     Args:
-        directory: made where it is missing.
-        rows_per_class: the most rows of a label in all splits together; fewer where a library has
-            fewer.
-        seed: chooses the source files that are read, and the split of each row.
+        directory: made if it is missing.
+        rows_per_class: most rows of a label in all splits together; fewer if a library has fewer.
+        seed: determines the source files that are read, and the split of each row.
 
     Returns:
         The number of rows of each split.
 
     Raises:
-        ValueError: fewer than 10 rows of a label asked for.
+        ValueError: `rows_per_class` is below 10.
     """
     if rows_per_class < MIN_ROWS_PER_CLASS:
         raise ValueError(
             f"rows_per_class: expected at least {MIN_ROWS_PER_CLASS}, got {rows_per_class}"
         )
-    # A quarter more than asked: some of them are in two libraries.
+    # A quarter more than needed: texts that two libraries have are dropped.
     limit = rows_per_class + rows_per_class // 4
     texts = {label: collect(source_folder(label), limit, seed) for label in LABELS}
     splits = split_rows(texts, rows_per_class, seed)
@@ -89,14 +88,14 @@ def source_folder(label: str) -> Path:
         return Path(sysconfig.get_path("stdlib"))
     spec = importlib.util.find_spec(label)
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError(f"the corpus is made of the sources of {label}: not installed")
+        raise ModuleNotFoundError(f"the corpus needs the sources of {label}: not installed")
     return Path(spec.origin).parent
 
 
 def collect(folder: Path, limit: int, seed: int) -> dict[str, str]:
     """About ``limit`` first paragraphs of a folder's docstrings, by their normal form.
 
-    Files are read in a shuffled order, so that the limit cuts no part of the library off.
+    Files are read in shuffled order, so that the limit does not cut off a part of the library.
     """
     files = sorted(
         path
@@ -116,9 +115,9 @@ def collect(folder: Path, limit: int, seed: int) -> dict[str, str]:
 
 
 def docstrings(source: bytes) -> Iterator[str]:
-    """The docstrings of a module, its classes and functions, and of the compiled ones it documents.
+    """The docstrings of a module, its classes and functions, and compiled functions it documents.
 
-    A file that this Python cannot parse has none.
+    A file that this Python cannot parse yields none.
     """
     try:
         with warnings.catch_warnings():
@@ -140,7 +139,7 @@ def docstrings(source: bytes) -> Iterator[str]:
 
 
 def _statements(tree: ast.AST) -> Iterator[ast.AST]:
-    """The tree's statements; leaving the expressions out makes the walk several times shorter."""
+    """The tree's statements; without the expressions the walk is several times faster."""
     pending = [tree]
     while pending:
         node = pending.pop()
@@ -150,10 +149,10 @@ def _statements(tree: ast.AST) -> Iterator[ast.AST]:
 
 
 def first_paragraph(docstring: str) -> str | None:
-    """The first paragraph if it is prose, on one line, without markup, cut at 64 words; else None.
+    """The first paragraph that is prose, as one line without markup, cut at 64 words; else None.
 
-    The docstring of a compiled function opens with its signature, so the second paragraph may
-    stand in for the first.
+    Only the first two paragraphs are tried: the docstring of a compiled function begins with its
+    signature.
     """
     for paragraph in re.split(r"\n\s*\n", docstring.strip())[:2]:
         text = _MARKUP.sub("", " ".join(paragraph.split())).replace("`", "")
@@ -165,9 +164,9 @@ def first_paragraph(docstring: str) -> str | None:
 
 
 def normal_form(text: str) -> str:
-    """Lower-case words, names and numbers masked: equal where two texts differ in these alone.
+    """Lower-case words; names and numbers are masked, so texts that differ only in these are equal.
 
-    Libraries repeat a docstring for each model, backend or dtype with another name in it.
+    Libraries repeat a docstring for each model, backend or dtype, with another name in it.
     """
     words = (word.strip(string.punctuation) for word in text.split())
     first = next(words, "")
@@ -185,7 +184,7 @@ def split_rows(
 ) -> dict[str, list[Row]]:
     """Balanced, shuffled rows of train, dev and test from each label's texts by normal form.
 
-    A normal form that two labels have is in no split.
+    A normal form that two labels have is left out.
     """
     labels_with = Counter(form for own in texts.values() for form in own)
     generator = random.Random(seed)
@@ -207,7 +206,7 @@ def split_rows(
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:
-    """Write a table of sentences and labels, tab-separated, whole or not at all."""
+    """Write a tab-separated table of sentences and labels, completely or not at all."""
     lines = ["sentence\tlabel", *("\t".join(row) for row in rows)]
     with whole_file(path) as partial:
         partial.write_text("\n".join(lines) + "\n", encoding="utf-8")

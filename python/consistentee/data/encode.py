@@ -19,24 +19,24 @@ def encode(
     labels: Sequence[str] | None = None,
     regression: bool = False,
 ) -> Dataset:
-    """Token ids of a table's rows, unpadded; rows above ``max_length`` tokens lose their end.
+    """Tokenize a table, without padding; rows are truncated to ``max_length`` tokens.
 
-    A pair loses tokens from the end of its longer sentence.
+    A pair is truncated at the end of its longer sentence.
 
     Args:
         table: as `load_table` returns it.
-        tokenizer: gives ``input_ids``, ``attention_mask`` and, where its model reads them,
+        tokenizer: returns ``input_ids``, ``attention_mask`` and, if its model reads them,
             ``token_type_ids``.
         max_length: the longest row, special tokens included.
         labels: the label of each class, in order; None leaves the labels out.
         regression: the labels are numbers, as `numbers` reads them.
 
     Returns:
-        The tokenizer's columns, ``length`` in tokens, and the class index or the number ``labels``.
+        The tokenizer's columns, ``length`` in tokens, and ``labels``: class indices or numbers.
 
     Raises:
-        ValueError: ``max_length`` leaves no room for text; a label of the table not in ``labels``,
-            or no number.
+        ValueError: ``max_length`` leaves no room for text, or a label of the table is not in
+            ``labels`` or not a number.
     """
     pairs = "sentence2" in table.column_names
     special = tokenizer.num_special_tokens_to_add(pair=pairs)

@@ -1,4 +1,4 @@
-"""The rows of a file, as they stand in it."""
+"""Reads the rows of a file, with all its columns."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from datasets.packaged_modules.parquet.parquet import Parquet
 from consistentee.atomic_files import quiet_datasets
 
 FORMATS = (".tsv", ".csv", ".json", ".jsonl", ".parquet")
-# The builders behind `load_dataset`, with options; that function reports its use to a server.
+# The builders behind `load_dataset`, with options. They are called directly because `load_dataset`
+# reports its use to a server.
 BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
     ".tsv": (Csv, {"delimiter": "\t", "quoting": csv.QUOTE_NONE}),
     ".csv": (Csv, {"delimiter": ","}),
     ".parquet": (Parquet, {"batch_size": 1000}),
 }
-# What the libraries raise on a broken file.
+# Raised by the libraries for a broken file.
 BROKEN = (
     ValueError,
     OverflowError,
@@ -35,9 +36,9 @@ BROKEN = (
 
 
 def read_rows(path: Path) -> Dataset:
-    """The columns of a file, one row or more.
+    """Read the columns of a file with at least one row.
 
-    TSV and CSV have strings alone; JSON and Parquet what stands in them.
+    Columns of TSV and CSV are strings; those of JSON and Parquet have the types of the file.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -59,14 +60,14 @@ def read_rows(path: Path) -> Dataset:
 
 
 def _read(path: Path) -> Dataset | None:
-    """The columns as `datasets` reads them, all strings in TSV and CSV; None where no row is."""
+    """The columns as `datasets` reads them, all strings in TSV and CSV; None without rows."""
     if not path.read_bytes().strip():
         return None
     builder_class, options = BUILDERS[path.suffix]
     if builder_class is Csv:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(filter(None, csv.reader(file, **options)), [])
-        # The header is read as a row: in the first row pandas takes surplus fields for an index.
+        # The header is read as a row: otherwise pandas takes surplus fields of it for an index.
         options = {**options, "header": None, "column_names": header, "keep_default_na": False}
         options["features"] = Features(dict.fromkeys(header, Value("string")))
     header_rows = int(builder_class is Csv)
@@ -80,8 +81,10 @@ def _read(path: Path) -> Dataset | None:
 
 
 def _read_json(path: Path) -> Dataset | None:
-    """The objects of an array, or one a line. The library's own reader makes times of strings that
-    look like them, and of a label ``01`` a 1 where other rows have numbers.
+    """The objects of an array, or of one line each.
+
+    The library's own reader would convert strings that look like times, and a label ``"01"`` to 1
+    if other rows have numbers.
     """
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
@@ -90,7 +93,7 @@ def _read_json(path: Path) -> Dataset | None:
         lines = enumerate(text.split("\n"), start=1)
         records = [_read_json_line(number, line) for number, line in lines if line.strip()]
     if not all(isinstance(record, dict) for record in records):
-        raise ValueError("rows that are no objects")
+        raise ValueError("rows that are not objects")
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
     return Dataset.from_dict(columns, on_mixed_types="use_json") if columns else None

@@ -1,11 +1,10 @@
-"""Labelled text from files: tables, splits, labels."""
+"""Loads labelled text from files: tables, splits, labels."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -28,13 +27,13 @@ def load_table(
     label_column: str = "label",
     regression: bool = False,
 ) -> Dataset:
-    """Read one file of sentences, or of pairs of sentences, with their labels.
+    """Read one file of labelled sentences, or of labelled pairs of sentences.
 
     Args:
         path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
         text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
-        label_column: integers or strings; ``01`` and ``1`` are two labels.
-        regression: the labels are numbers; floating ones will do.
+        label_column: integers or strings; ``01`` and ``1`` are different labels.
+        regression: the labels are numbers, which may have a fraction.
 
     Returns:
         The columns ``sentence1``, for pairs ``sentence2``, and ``label``, all strings.
@@ -42,7 +41,7 @@ def load_table(
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: an unknown suffix, a broken file, no rows, a missing column, a column of another
-            type (JSON: integers beside strings), or a row without text or label.
+            type (in JSON: integers and strings in one column), or a row without text or label.
     """
     path = Path(path)
     rows = read_rows(path)
@@ -57,18 +56,18 @@ def load_table(
 def load_texts(
     path: str | Path, text_columns: Sequence[str] | None = None
 ) -> tuple[Dataset, Dataset]:
-    """Read one file of sentences, or of pairs of sentences, to classify.
+    """Read one file of sentences to classify, or of pairs of sentences.
 
     Args:
         path: as in `load_table`.
         text_columns: as in `load_table`.
 
     Returns:
-        All columns of the file as they are; and ``sentence1``, for pairs ``sentence2``.
+        All columns of the file, unchanged; and a table of ``sentence1``, for pairs ``sentence2``.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: as `load_table`, but for labels.
+        ValueError: as `load_table`, except for labels.
     """
     path = Path(path)
     rows = read_rows(path)
@@ -76,7 +75,7 @@ def load_texts(
 
 
 def table_of(texts: Sequence[list[str]], labels: list[str] | None = None) -> Dataset:
-    """A table as `load_table` returns it, from one or two columns of text and perhaps labels."""
+    """A table as `load_table` returns it, from columns of text, with or without labels."""
     columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
     return Dataset.from_dict(columns if labels is None else columns | {"label": labels})
 
@@ -87,35 +86,37 @@ def load_splits(
     label_column: str = "label",
     regression: bool = False,
 ) -> DatasetDict:
-    """Read ``train``, ``dev`` and, where given, ``test``; each table as `load_table` returns it.
+    """Read ``train``, ``dev`` and, if there is one, ``test``, each with `load_table`.
 
     Args:
-        paths: one folder that holds the files train, dev (or validation, valid) and perhaps test;
-            or the two or three files themselves, in that order.
+        paths: one folder with the files train, dev (or validation, valid) and, optionally, test; or
+            the two or three files themselves, in that order.
         text_columns: as in `load_table`.
         label_column: as in `load_table`.
         regression: as in `load_table`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: as `load_table`; train or dev missing; fewer than two labels in train; a label
-            in dev or test that train does not have; single sentences beside pairs.
+        ValueError: as `load_table`; train or dev is missing; train has fewer than two labels; dev
+            or test has a label that train does not have; single sentences in one, pairs in another.
     """
     files = _find_splits([Path(path) for path in paths])
-    options: Any = {"label_column": label_column, "regression": regression}
     splits = DatasetDict(
-        {name: load_table(path, text_columns, **options) for name, path in files.items()}
+        {
+            name: load_table(path, text_columns, label_column, regression)
+            for name, path in files.items()
+        }
     )
     check_splits(splits, {name: str(path) for name, path in files.items()}, regression)
     return splits
 
 
 def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool = False) -> None:
-    """Raise ValueError unless the tables go together; `names` says what each is called."""
+    """Raise ValueError unless the tables fit together; `names` has their names for messages."""
     train = splits["train"]
     known = label_names(train)
     if len(known) < 2:
-        raise ValueError(f"{names['train']}: expected two labels or more, got {known[0]!r} alone")
+        raise ValueError(f"{names['train']}: expected two labels or more, got only {known[0]!r}")
     for name, table in splits.items():
         if table.column_names != train.column_names:
             raise ValueError(
@@ -130,7 +131,7 @@ def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool
 
 
 def label_names(table: Dataset) -> list[str]:
-    """The distinct labels, sorted: by value where all are integers, else as strings."""
+    """The distinct labels, sorted by value if all are integers, else as strings."""
     names = sorted(table.unique("label"))
     try:
         return sorted(names, key=int)
@@ -139,7 +140,7 @@ def label_names(table: Dataset) -> list[str]:
 
 
 def numbers(table: Dataset) -> list[float]:
-    """The labels as the numbers of a regression.
+    """The labels as numbers, for regression.
 
     Raises:
         ValueError: a label is not a finite number.
@@ -185,8 +186,10 @@ def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> 
 def _strings(
     path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[str]:
-    """A column's values as strings, none missing, none blank; `or_kinds` names what else may
-    stand in it, with the beginnings of its dtypes.
+    """A column's values as strings; raise if one is missing or blank.
+
+    `or_kinds` has the kinds of values that are allowed besides strings: for each the prefixes of
+    its dtypes.
     """
     kinds = or_kinds or {}
     expected = " or ".join([*kinds, "a string"]) if kinds else "text"
@@ -205,8 +208,8 @@ def _find_splits(paths: Sequence[Path]) -> dict[str, Path]:
         return _find_in_folder(paths[0])
     if not 2 <= len(paths) <= 3:
         raise ValueError(
-            f"data: expected a folder, or the files train, dev and perhaps test, got {len(paths)} "
-            f"file{'' if len(paths) == 1 else 's'}"
+            "data: expected a folder, or the files train, dev and perhaps test, got "
+            f"{len(paths)} file{'' if len(paths) == 1 else 's'}"
         )
     return dict(zip(SPLIT_NAMES, paths, strict=False))
 

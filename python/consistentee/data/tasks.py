@@ -1,4 +1,4 @@
-"""Tasks by name: their rows from a local folder or the model hub, metric and settings."""
+"""Tasks by name: rows from a local folder or the model hub, metric, settings, configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Task:
         name: its key.
         text: columns of text, one or two.
         metric: a name in `consistentee.measures.metrics`.
-        hub: data set, configuration and dev split on the hub; None for local files alone.
+        hub: data set, its configuration and dev split on the hub; None: local files only.
         regression: the labels are numbers.
         settings: fields of `TrainingSettings`, in place of the defaults.
         config: fields of `ConsistentEEConfig`, in place of the defaults.
@@ -59,7 +59,7 @@ def tasks() -> dict[str, Task]:
 
 
 def find_task(name: str) -> Task:
-    """The task of a name.
+    """The task with a name.
 
     Raises:
         ValueError: there is none.
@@ -70,15 +70,16 @@ def find_task(name: str) -> Task:
 
 
 def load_task(task: Task, paths: Sequence[str | Path] = ()) -> DatasetDict:
-    """Train, dev and, where there is one, test of a task, as `load_splits` gives them.
+    """Load train, dev and, if there is one, test of a task, as `load_splits` returns them.
 
     Args:
         task: from `find_task`.
-        paths: a folder or files, as in `load_splits`; without them the model hub.
+        paths: a folder or files, as in `load_splits`; without them the model hub is asked.
 
     Raises:
-        FileNotFoundError, ValueError: as `load_splits`; no paths for a task that is on no hub, or a
-            hub that cannot be reached.
+        FileNotFoundError: as `load_splits`.
+        ValueError: as `load_splits`; no paths for a task that is on no hub; or the hub cannot be
+            reached.
     """
     if paths:
         return load_splits(paths, regression=task.regression)
@@ -96,14 +97,14 @@ def load_task(task: Task, paths: Sequence[str | Path] = ()) -> DatasetDict:
         raise ValueError(
             f"data: expected a folder, or a hub that can be reached, for {task.name}; got: {reason}"
         ) from error
-    # GLUE keeps the labels of its test splits to itself.
+    # Without test: GLUE does not publish the labels of its test splits.
     splits = DatasetDict({name: _named(table, task) for name, table in loaded.items()})
     check_splits(splits, {name: f"{path} {name}" for name in SPLIT_NAMES}, task.regression)
     return splits
 
 
 def _named(table: Dataset, task: Task) -> Dataset:
-    """The columns of `load_table`, with the names of classes for their numbers."""
+    """The columns of `load_table`, with names of classes in place of their numbers."""
     label = table.features["label"]
     values = table["label"][:]
     labels = label.int2str(values) if isinstance(label, ClassLabel) else list(map(str, values))

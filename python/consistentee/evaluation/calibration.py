@@ -1,6 +1,6 @@
-"""The exit threshold that meets a wish: an accuracy, a layer ratio, a latency.
+"""Finds the exit threshold for a goal: an accuracy, a layer ratio or a latency.
 
-All three read rows that the model was not trained on. Letters: N rows, L layers.
+All three need rows that the model was not trained on. Letters: N rows, L layers.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch import Tensor
 
 from consistentee.measures.exit_scores import at_exit, leave_at
 
-# Fixed before any row is seen, as the guarantee asks; evenly spaced logits, since scores crowd
-# towards 0 and 1.
+# Fixed before any row is seen, as the guarantee requires; evenly spaced in logits, because most
+# scores are near 0 or 1.
 GRID = tuple((1.0 / (1.0 + np.exp(-np.arange(8.0, -8.01, -0.25)))).tolist())
-# Stakes of the bets of `drop_p_value`, as shares of the highest that cannot lose all.
+# Stakes of the bets in `drop_p_value`, as shares of the highest stake that cannot lose everything.
 STAKES = np.geomspace(0.05, 0.98, 8)
 
 
@@ -29,8 +29,8 @@ def threshold_for_accuracy(
 
     Learn then test (arXiv 2110.01052): with probability `confidence` over the draw of the rows, the
     accuracy lost on the distribution they come from is at most `max_drop`. Thresholds of `GRID` are
-    tested from the slowest on, each at the whole error rate, up to the first that fails: a fixed
-    sequence, which is what corrects for searching several. Full depth, 1.0, loses nothing.
+    tested from the slowest to the first that fails, each at the whole error rate; testing in a
+    fixed sequence corrects for multiple tests. Full depth, 1.0, loses nothing.
 
     Args:
         scores: ``[N, L-1]`` of the exit criterion.
@@ -39,7 +39,7 @@ def threshold_for_accuracy(
         confidence: in (0, 1).
 
     Raises:
-        ValueError: a number outside its range, or fewer rows than any threshold could pass with.
+        ValueError: a number outside its range, or too few rows for any threshold to pass.
     """
     _check_share("max_drop", max_drop)
     _check_share("confidence", confidence)
@@ -64,10 +64,11 @@ def threshold_for_accuracy(
 def drop_p_value(lost: int, won: int, rows: int, max_drop: float) -> float:
     """A p-value, valid for any number of rows, of "exits lose `max_drop` accuracy or more".
 
-    A row's loss x is 1 where exits spoil a right answer, -1 where they mend a wrong one, else 0. If
-    its mean is D or more, ``prod_i(1 + s * (D - x_i))`` has mean 1 at most for each stake s in
-    0..1 / (1 - D), and so has the average over stakes; p is one over it, by Markov's inequality
-    (betting, arXiv 2010.09686). Unlike Hoeffding's bound it profits from x being 0 nearly always.
+    A row's loss x is 1 if exits turn a right answer into a wrong one, -1 if they turn a wrong
+    answer into a right one, else 0. If its mean is D or more, ``prod_i(1 + s * (D - x_i))`` has
+    mean 1 at most for each stake s in 0..1 / (1 - D), and so has the average over stakes; p is one
+    over it, by Markov's inequality (betting, arXiv 2010.09686). Unlike Hoeffding's bound it is
+    tight when x is nearly always 0.
 
     Args:
         lost: rows with x = 1.
@@ -85,7 +86,7 @@ def drop_p_value(lost: int, won: int, rows: int, max_drop: float) -> float:
 
 
 def rows_needed(max_drop: float, confidence: float) -> int:
-    """How many rows it takes to prove a drop of at most `max_drop` where no answer changes."""
+    """The number of rows that prove a drop of at most `max_drop` if exits change no answer."""
     rows = 1
     while drop_p_value(0, 0, rows, max_drop) > 1.0 - confidence:
         rows *= 2
@@ -100,8 +101,9 @@ def rows_needed(max_drop: float, confidence: float) -> int:
 
 
 def threshold_for_ratio(scores: Tensor, ratio: float) -> float:
-    """The highest threshold that gives these rows a layer ratio, ``L / mean exit layer``, of at
-    least `ratio`.
+    """The highest threshold at which these rows have a layer ratio of at least `ratio`.
+
+    The layer ratio is ``L / mean exit layer``.
 
     Args:
         scores: ``[N, L-1]`` of the exit criterion.
@@ -115,16 +117,19 @@ def threshold_for_ratio(scores: Tensor, ratio: float) -> float:
         raise ValueError(f"layer_ratio: expected a number in 1..{num_layers}, got {ratio}")
     thresholds = all_thresholds(scores)
 
+    def ratio_at(threshold: float) -> float:
+        mean_exit_layer: float = leave_at(scores.double(), threshold).double().mean().item()
+        return num_layers / mean_exit_layer
+
     def is_fast(threshold: float) -> bool:
-        return num_layers / leave_at(scores.double(), threshold).double().mean().item() >= ratio
+        return ratio_at(threshold) >= ratio
 
     if not is_fast(thresholds[0]):
-        fastest = num_layers / leave_at(scores.double(), thresholds[0]).double().mean().item()
         raise ValueError(
-            f"layer_ratio: expected at most {fastest:.2f}, the highest that any threshold reaches "
-            f"on these rows, got {ratio}"
+            f"layer_ratio: expected at most {ratio_at(thresholds[0]):.2f}, the highest that any "
+            f"threshold reaches on these rows, got {ratio}"
         )
-    return thresholds[_last(is_fast, thresholds)]
+    return thresholds[_last_true(is_fast, thresholds)]
 
 
 def threshold_for_latency(
@@ -133,31 +138,34 @@ def threshold_for_latency(
     """The highest threshold whose measured latency is at most `milliseconds`.
 
     Args:
-        scores: ``[N, L-1]`` of the exit criterion: says which thresholds differ.
+        scores: ``[N, L-1]`` of the exit criterion; thresholds between the same scores are equal.
         milliseconds: above 0.
-        measure: the latency at a threshold, in milliseconds.
+        measure: returns the latency at a threshold, in milliseconds.
 
     Raises:
-        ValueError: the fastest threshold is slower.
+        ValueError: even the fastest threshold is slower.
     """
     if not milliseconds > 0.0:
         raise ValueError(f"latency_ms: expected a number above 0, got {milliseconds}")
     thresholds = all_thresholds(scores)
-    # A measurement takes seconds: a few thresholds, evenly spread over the rows' scores.
-    few = sorted({thresholds[i] for i in np.linspace(0, len(thresholds) - 1, 65).astype(int)})
+    # A measurement takes seconds: only few thresholds, evenly spaced over the rows' scores.
+    few: list[float] = sorted(
+        {thresholds[i] for i in np.linspace(0, len(thresholds) - 1, 65).astype(int)}
+    )
     fastest = measure(few[0])
     if fastest > milliseconds:
         raise ValueError(
-            f"latency_ms: expected at least {fastest:.3g}, what the fastest threshold takes here, "
-            f"got {milliseconds}"
+            f"latency_ms: expected at least {fastest:.3g}, the latency of the fastest threshold "
+            f"here, got {milliseconds}"
         )
-    return few[_last(lambda threshold: measure(threshold) <= milliseconds, few)]
+    return few[_last_true(lambda threshold: measure(threshold) <= milliseconds, few)]
 
 
 def all_thresholds(scores: Tensor) -> list[float]:
-    """A threshold between each two neighbouring scores, ascending, and 1.0: all that differ.
+    """All thresholds that differ in effect: one between any two neighbouring scores, and 1.0.
 
-    In the middle of the gap, so that the rounding of another engine decides no row otherwise.
+    Ascending. Each is in the middle of the gap, so that the rounding of another engine changes no
+    decision.
     """
     values = torch.unique(scores.double())
     lowest = values.new_zeros(1)
@@ -166,8 +174,8 @@ def all_thresholds(scores: Tensor) -> list[float]:
     return [*(t for t in middles.tolist() if 0.0 < t < 1.0), 1.0]
 
 
-def _last(holds: Callable[[float], bool], ascending: list[float]) -> int:
-    """The last index at which `holds`, which does for the first and not again once it stopped."""
+def _last_true(holds: Callable[[float], bool], ascending: list[float]) -> int:
+    """The largest index at which `holds` is true; it must be true at 0, and monotone."""
     low, high = 0, len(ascending)
     while high - low > 1:
         middle = (low + high) // 2

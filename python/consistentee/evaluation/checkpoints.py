@@ -1,4 +1,4 @@
-"""A checkpoint on tables: its figures, its threshold, its predictions."""
+"""Evaluates and calibrates checkpoints on tables; predicts with them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from datasets import Dataset, concatenate_datasets
@@ -14,6 +13,7 @@ from torch import Tensor
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedConfig,
+    PreTrainedTokenizerBase,
 )
 
 from consistentee.atomic_files import write_json
@@ -42,7 +42,13 @@ PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold, and how the rows it was found on fare at it."""
+    """A threshold, and the results at it of the rows it was found on.
+
+    Attributes:
+        threshold: as written into the checkpoint.
+        layer_ratio: ``L / mean exit layer``.
+        quality: by the task's metric.
+    """
 
     threshold: float
     layer_ratio: float
@@ -50,18 +56,18 @@ class Calibration:
 
 
 def encode_for(
-    model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: Any
+    model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> Dataset:
-    """A labelled table as a trained model reads it."""
+    """Tokenize a labelled table for a trained model."""
     names = None if model.config.regression else class_names(model.config)
     return encode(table, tokenizer, model.max_length, names, model.config.regression)
 
 
 def local_config(checkpoint: str | os.PathLike[str]) -> Path:
-    """The configuration of a checkpoint that is to be written to.
+    """The config.json of a local checkpoint.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is none.
     """
     file = Path(checkpoint) / "config.json"
     if not file.is_file():
@@ -70,7 +76,7 @@ def local_config(checkpoint: str | os.PathLike[str]) -> Path:
 
 
 def needs_regression(checkpoint: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint predicts numbers, so that labels are to be read as such."""
+    """Whether a checkpoint predicts numbers, so that labels must be read as numbers."""
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
     return config.get("problem_type") == "regression"
 
@@ -81,7 +87,7 @@ def evaluate_checkpoint(
     threshold: float | None = None,
     alpha: float | None = None,
 ) -> Evaluation:
-    """Accuracy, layers and seconds of a checkpoint on a labelled table."""
+    """Measure accuracy, layers and seconds of a checkpoint on a labelled table."""
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     _check_trained(checkpoint, encoder)
     model = load_model(checkpoint)
@@ -99,34 +105,33 @@ def calibrate_checkpoint(
     latency_ms: float | None = None,
     batch_size: int = 1,
 ) -> Calibration:
-    """Find the threshold that meets one wish and write it into the checkpoint's config.json.
+    """Find the threshold for one goal and write it into the checkpoint's config.json.
 
     Args:
         checkpoint: a local folder.
         table: labelled rows that the model was not trained on.
-        max_accuracy_drop: of the guarantee that
-            `consistentee.evaluation.calibration.threshold_for_accuracy` gives.
+        max_accuracy_drop: goal: lose at most this accuracy, guaranteed, see
+            `consistentee.evaluation.calibration.threshold_for_accuracy`.
         confidence: of that guarantee.
-        layer_ratio: at least this on these rows, see `threshold_for_ratio`.
-        latency_ms: mean milliseconds of a call of `batch_size` rows, measured here, see
-            `threshold_for_latency`.
+        layer_ratio: goal: at least this ratio on these rows, see `threshold_for_ratio`.
+        latency_ms: goal: at most so many milliseconds for a call of `batch_size` rows, on average,
+            measured here, see `threshold_for_latency`.
         batch_size: of `latency_ms`.
 
     Raises:
-        ValueError: not one wish but several or none, one that cannot be met, or a checkpoint that
-            cannot be calibrated.
+        ValueError: no goal or several, a goal that cannot be met, or a checkpoint that cannot be
+            calibrated.
     """
     config_file = local_config(checkpoint)
-    wishes = (max_accuracy_drop, layer_ratio, latency_ms)
-    if sum(wish is not None for wish in wishes) != 1:
+    goals = sum(goal is not None for goal in (max_accuracy_drop, layer_ratio, latency_ms))
+    if goals != 1:
         raise ValueError(
-            "calibrate: expected one of max_accuracy_drop, layer_ratio and latency_ms, got "
-            f"{sum(wish is not None for wish in wishes)}"
+            f"calibrate: expected one of max_accuracy_drop, layer_ratio and latency_ms, got {goals}"
         )
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
     _check_trained(checkpoint, encoder)
     model = load_model(checkpoint)
-    config: Any = model.config
+    config = model.config
     data = encode_for(model, table, encoder.tokenizer)
     output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
     scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
@@ -137,7 +142,7 @@ def calibrate_checkpoint(
         latency = latency_of(encoder, data, batch_size)
         threshold = threshold_for_latency(scores, latency_ms, latency)
     else:
-        assert max_accuracy_drop is not None  # the third wish
+        assert max_accuracy_drop is not None  # the third goal
         if config.regression:
             raise ValueError("max_accuracy_drop: expected a classifier, got a regression")
         correct = correct_layers(output.exit_logits, labels)
@@ -157,18 +162,18 @@ def predict_rows(
     threshold: float | None = None,
     alpha: float | None = None,
 ) -> Dataset:
-    """The rows with three columns more: ``prediction``, ``exit_layer`` and ``exit_score``.
+    """Add three columns to the rows: ``prediction``, ``exit_layer`` and ``exit_score``.
 
     Args:
         checkpoint: a folder or hub name.
-        rows: with columns of any names but these.
-        table: their text, see `consistentee.data.tables.load_texts`.
-        threshold: None: the checkpoint's.
-        alpha: of an adjustable checkpoint; None: its own.
+        rows: must not have columns of these names.
+        table: the text of the rows, see `consistentee.data.tables.load_texts`.
+        threshold: None for the checkpoint's.
+        alpha: of an adjustable checkpoint; None for its default.
     """
     taken = [name for name in PREDICTION_COLUMNS if name in rows.column_names]
     if taken:
-        raise ValueError(f"input: expected no column of the name {taken[0]!r}, which is written")
+        raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     texts = (
         list(zip(table["sentence1"], table["sentence2"], strict=True))
@@ -182,11 +187,12 @@ def predict_rows(
     return concatenate_datasets([rows, predictions], axis=1)
 
 
-def _answers(logits: Tensor, config: Any) -> list[Any]:
+def _answers(logits: Tensor, config: PreTrainedConfig) -> list[str] | list[float]:
     """The label of each row's class, or its number."""
-    if len(config.id2label) == 1:
-        return logits[:, 0].tolist()
     names = class_names(config)
+    if len(names) == 1:
+        numbers: list[float] = logits[:, 0].tolist()
+        return numbers
     return [names[index] for index in logits.argmax(dim=-1).tolist()]
 
 

@@ -1,16 +1,16 @@
-"""Exits compared: each method trained its own way, on the same rows, backbone and epochs.
+"""Compares exit methods, each trained its own way with the same rows, backbone and epochs.
 
 - ``ConsistentEE``: `consistentee.training.train.train`, exits by its policies.
 - ``confidence``, ``entropy``, ``patience``, ``energy``: thresholds on one trunk trained on all rows
-  (`train_trunk`), no policy and no held-out rows.
-- ``truncation``: the first k layers, fine-tuned for themselves.
-- ``ConsistentEE, by confidence``: the weights of the first, exits by confidence: what the policies
-  add to the weights.
-- ``oracle``: the best that exits on the weights of the first could do.
+  (`train_trunk`), without policies and held-out rows.
+- ``truncation``: the first k layers, fine-tuned by themselves.
+- ``ConsistentEE, by confidence``: the weights of ConsistentEE with exits by confidence; the
+  difference shows what the policies contribute.
+- ``oracle``: the upper bound for exits on the weights of ConsistentEE.
 
-A method's accuracy at a layer ratio is read off its curve of all thresholds on the test rows; no
-label takes part in matching the ratio. That the engine lets the same rows leave at the same layers
-is tested in ``tests/measures/test_exit_scores.py``.
+A method's accuracy at a layer ratio is read off its curve of all thresholds on the test rows. No
+label is used to match the ratio. ``tests/measures/test_exit_scores.py`` tests that in the engine
+the same rows leave at the same layers.
 """
 
 from __future__ import annotations
@@ -59,49 +59,54 @@ def compare(
     max_length: int,
     **config: Unpack[ConfigFields],
 ) -> Json:
-    """Train every method once a seed and measure all of them on the test split (dev without one).
+    """Train every method once for each seed; measure all on the test split (dev without one).
 
-    Called again it goes on where it was: what is trained is not trained again, and a seed that was
-    measured is read from its file.
+    Called again it resumes: finished trainings are not repeated, and results of finished seeds are
+    read from their files.
 
     Args:
         backbone: a pretrained encoder: folder or hub name.
         splits: tables of text and labels, see `consistentee.data.tables.load_splits`.
-        output: gets ``comparison.json``, the result; ``seed-<seed>.json``, the same of one seed;
+        output: folder for ``comparison.json``, the result; ``seed-<seed>.json``, that of one seed;
             and the checkpoints, ``seed-<seed>/<method>``.
-        settings: how to train; of each seed its own.
+        settings: how to train; its seed is replaced by each of `seeds`.
         seeds: of split, initial heads, order of rows and dropout.
-        max_length: tokens a row is cut at.
+        max_length: rows are truncated to so many tokens.
         config: fields of `ConsistentEEConfig`.
 
     Returns:
-        ``rows`` measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: of each by name
-        ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio), ``area``
-        and ``full_depth``; ``operating_point``: a threshold that gives dev a layer ratio of
-        `OPERATING_RATIO`, measured on test; ``curves``: of each seed, by method, the mean exit
+        ``rows``, the number measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: for each,
+        by name, ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio),
+        ``area`` and ``full_depth``; ``operating_point``: test results at the threshold that gives
+        dev a layer ratio of `OPERATING_RATIO`; ``curves``: for each seed, by method, the mean exit
         layers and the accuracies. Accuracies are in [0, 1].
 
     Raises:
-        ValueError: a regression, no seed or one twice, and what `train` raises.
+        ValueError: a regression, no seed, a seed given twice, or as `train`.
     """
     if config.get("problem_type") == "regression":
-        raise ValueError("task: expected classes to compare exits on, got a regression")
+        raise ValueError("task: expected classes to compare exits by accuracy, got a regression")
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected one or more, all different, got {list(seeds)}")
     data = prepare(backbone, splits, max_length, config)
     runs = [
         _measured_seed(backbone, data, Path(output), replace(settings, seed=seed)) for seed in seeds
     ]
-    result = {"rows": len(data.test), "seeds": list(seeds), "ratios": list(RATIOS), **_joined(runs)}
+    result = {
+        "rows": len(data.test),
+        "seeds": list(seeds),
+        "ratios": list(RATIOS),
+        **_summary(runs),
+    }
     write_json(Path(output) / COMPARISON_FILE, result)
     return result
 
 
 def average(comparisons: Sequence[Json]) -> dict[str, list[Json]]:
-    """Of each method the accuracy at each ratio, averaged over tasks, and its spread over seeds.
+    """Average each method's accuracy over tasks, at each ratio; mean and deviation over seeds.
 
     Args:
-        comparisons: of each task, with the same seeds, from `compare`.
+        comparisons: the result of `compare` for each task, with the same seeds.
     """
     return {
         name: [
@@ -120,8 +125,8 @@ def average(comparisons: Sequence[Json]) -> dict[str, list[Json]]:
     }
 
 
-def _joined(runs: Sequence[Json]) -> Json:
-    """What the seeds say together."""
+def _summary(runs: Sequence[Json]) -> Json:
+    """The results of all seeds together."""
     curves = [{name: Curve(*points) for name, points in run["curves"].items()} for run in runs]
     return {
         "num_layers": runs[0]["num_layers"],
@@ -142,7 +147,7 @@ def _joined(runs: Sequence[Json]) -> Json:
 
 
 def _spread(values: list[float]) -> Json:
-    """Mean and standard deviation over seeds; one seed has none."""
+    """Mean and standard deviation over seeds; the deviation of one seed is 0."""
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return {"mean": statistics.fmean(values), "sd": deviation, "values": values}
 
@@ -150,14 +155,14 @@ def _spread(values: list[float]) -> Json:
 def _measured_seed(
     backbone: str | os.PathLike[str], data: Prepared, output: Path, settings: TrainingSettings
 ) -> Json:
-    """One seed's result, from its file if that is of the same rows and settings."""
+    """One seed's result, read from its file if that has the same rows and settings."""
     file = output / f"seed-{settings.seed}.json"
     identity = {
         "config": data.config,
         "settings": asdict(settings),
         "data": [fingerprint(rows) for rows in (data.train, data.dev, data.test)],
     }
-    identity = json.loads(json.dumps(identity))  # as the file gives it back
+    identity = json.loads(json.dumps(identity))  # as it is read back from the file
     if file.is_file():
         found: Json = json.loads(file.read_text(encoding="utf-8"))
         different = [key for key in identity if found["run"].get(key) != identity[key]]
@@ -180,8 +185,8 @@ def _one_seed(
     config = without_policies(data.config)
     train_trunk(backbone, *rows, folder / "trunk", data.tokenizer, settings, **config)
     ours, base = load_model(folder / "consistentee"), load_model(folder / "trunk")
-    of_ours, correct = _on(ours, data.test, data)
-    of_base, base_correct = _on(base, data.test, data)
+    of_ours, correct = _outputs_on(ours, data.test, data)
+    of_base, base_correct = _outputs_on(base, data.test, data)
     policy = exit_scores("policy", of_ours.exit_logits, of_ours.policy_logits)
     curves = {"ConsistentEE": threshold_curve(policy, correct)}
     for name in PLAIN_CRITERIA:
@@ -192,7 +197,7 @@ def _one_seed(
     curves["ConsistentEE, by confidence"] = threshold_curve(confidence, correct)
     curves["oracle"] = oracle_curve(correct)
 
-    on_dev, _ = _on(ours, data.dev, data)
+    on_dev, _ = _outputs_on(ours, data.dev, data)
     dev_scores = exit_scores("policy", on_dev.exit_logits, on_dev.policy_logits)
     exits = leave_at(policy, threshold_for_ratio(dev_scores, OPERATING_RATIO))
     right = correct.double()
@@ -216,7 +221,10 @@ def _truncation(
     settings: TrainingSettings,
     full: Curve,
 ) -> Curve:
-    """The layer numbers on both sides of each ratio above 1.5; full depth is the trunk's."""
+    """Train and measure truncated models at the depths just below and above ``L / ratio``.
+
+    Full depth is the trunk's, whose curve is `full`.
+    """
     num_layers = AutoConfig.from_pretrained(backbone, trust_remote_code=False).num_hidden_layers
     wanted = {edge(num_layers / r) for r in RATIOS for edge in (math.floor, math.ceil)}
     accuracy = {num_layers: full.accuracy[-1]}
@@ -225,12 +233,12 @@ def _truncation(
         rows = (data.train, data.dev)
         config = without_policies(data.config)
         train_trunk(backbone, *rows, where, data.tokenizer, settings, layers, **config)
-        _, correct = _on(load_model(where), data.test, data)
+        _, correct = _outputs_on(load_model(where), data.test, data)
         accuracy[layers] = correct[:, -1].double().mean().item()
     return truncation_curve(accuracy)
 
 
-def _on(
+def _outputs_on(
     model: ConsistentEEForSequenceClassification, rows: Dataset, data: Prepared
 ) -> tuple[ConsistentEEOutput, Tensor]:
     output = exit_outputs(model, rows, DataCollatorWithPadding(data.tokenizer))

@@ -1,4 +1,4 @@
-"""Measures a checkpoint: accuracy, layers, and seconds beside the model at full depth."""
+"""Measures a checkpoint: accuracy, layers, and seconds compared with the model at full depth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
 
 from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
@@ -43,36 +43,41 @@ class Evaluation:
 
 
 def load_model(checkpoint: str | os.PathLike[str]) -> ConsistentEEForSequenceClassification:
-    """The Hugging Face model of a checkpoint folder, for what needs every layer of every row."""
-    return ConsistentEEForSequenceClassification.from_pretrained(
+    """Load the Hugging Face model of a checkpoint, which computes every layer for every row."""
+    model = ConsistentEEForSequenceClassification.from_pretrained(
         checkpoint, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-    ).eval()
+    )
+    model.eval()
+    return model
 
 
-def class_names(config: Any) -> list[str]:
+def class_names(config: PreTrainedConfig) -> list[str]:
     """The label of each class, in order."""
-    return [config.id2label[index] for index in sorted(config.id2label, key=int)]
+    assert config.id2label is not None  # `PreTrainedConfig` fills it in
+    names = {int(index): name for index, name in config.id2label.items()}
+    return [names[index] for index in sorted(names)]
 
 
 def full_depth_logits(model: ConsistentEEForSequenceClassification, batch: Batch) -> Tensor:
-    """What a user of the Hugging Face model would run: every layer, then the last head alone."""
+    """Logits of the last layer, as a Hugging Face model computes them: all layers, one head."""
     hidden = model.backbone(**batch).last_hidden_state
     weights = pooling_weights(batch["attention_mask"], model.config.pooling).to(hidden.dtype)
     pooled = torch.bmm(weights[:, None], hidden)[:, 0]
     no_label = torch.full((len(pooled),), -1, device=pooled.device)
-    return model.heads[-1](pooled, no_label).logits
+    logits: Tensor = model.heads[-1](pooled, no_label).logits
+    return logits
 
 
 def padded_batches(
     data: Dataset, tokenizer: PreTrainedTokenizerBase, batch_size: int
 ) -> list[Batch]:
-    """The rows in their order, each batch padded to its longest row."""
+    """Batches of the rows in their order, each padded to its longest row."""
     loader = DataLoader(data, batch_size, collate_fn=DataCollatorWithPadding(tokenizer))
     return [{name: batch[name] for name in MODEL_INPUTS if name in batch} for batch in loader]
 
 
 def time_passes(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` runs of each pass, taken in turn so that a machine's drift hits all."""
+    """Seconds of `repeats` runs of each pass, interleaved so that drift affects all alike."""
     for run in passes.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in passes}
@@ -100,8 +105,8 @@ def evaluate(
         model: the same checkpoint as Hugging Face runs it, float32.
         data: from `consistentee.data.encode.encode`: token ids and ``labels``.
         tokenizer: pads the batches.
-        batch_size: B, rows a batch, in the order of `data`.
-        repeats: timed passes of each.
+        batch_size: B, rows of a batch, in the order of `data`.
+        repeats: timed passes, of each kind.
     """
     batches = padded_batches(data, tokenizer, batch_size)
     labels = list(data["labels"])
@@ -155,9 +160,10 @@ LATENCY_ROWS = 256
 def latency_of(
     encoder: FastEarlyExitEncoder, data: Dataset, batch_size: int, repeats: int = 3
 ) -> Callable[[float], float]:
-    """A function from a threshold to the mean milliseconds of a call of `batch_size` rows.
+    """A function that measures the mean milliseconds of a call of `batch_size` rows at a threshold.
 
-    The median of whole passes over the first rows of `data`, at most `LATENCY_ROWS` or one batch.
+    It takes the median of `repeats` passes over the first rows of `data`: at most `LATENCY_ROWS`,
+    or one batch if that is more.
 
     Raises:
         ValueError: `batch_size` is below 1.

@@ -1,4 +1,4 @@
-"""Accuracy against depth: the curve that a threshold draws, and what is read off it."""
+"""Accuracy against depth: the curves of all thresholds, and values read off them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAX_THRESHOLDS = 512
 class Curve:
     """Accuracy against the mean exit layer, from the first layer to full depth.
 
-    Between two points lie the mixtures of both: a share of the rows, drawn at random, takes the
-    one, the rest the other.
+    A value between two points is reached by a mixture: a random share of the rows runs at one
+    point's threshold, the rest at the other's.
 
     Attributes:
         layers: mean exit layer of each point, ascending.
         accuracy: of each point, in [0, 1].
-        thresholds: of each point, where a threshold gave it.
+        thresholds: of each point; empty for a curve that has none.
     """
 
     layers: tuple[float, ...]
@@ -32,7 +32,7 @@ class Curve:
     thresholds: tuple[float, ...] = ()
 
     def at(self, layers: float) -> float:
-        """The accuracy at a mean exit layer; beyond an end, the end's."""
+        """The accuracy at a mean exit layer, clamped to the ends of the curve."""
         return float(np.interp(layers, self.layers, self.accuracy))
 
     def at_ratio(self, ratio: float) -> float:
@@ -42,20 +42,20 @@ class Curve:
     def area(self) -> float:
         """The mean accuracy over mean exit layers from 1 to L: the area under the curve / (L - 1).
 
-        Left of its first point a curve counts with that point's accuracy.
+        Left of its first point the curve is extended with that point's accuracy.
         """
         layers = (1.0, *self.layers)
         return float(auc(layers, (self.accuracy[0], *self.accuracy)) / (layers[-1] - 1.0))
 
 
 def threshold_curve(scores: Tensor, correct: Tensor) -> Curve:
-    """The curve of all thresholds, or of `MAX_THRESHOLDS` quantiles where there are more.
+    """The curve of all thresholds, or of `MAX_THRESHOLDS` quantiles if there are more.
 
     Args:
         scores: ``[N, L-1]`` of a criterion.
         correct: ``[N, L]``, 1 where a layer's answer is right.
     """
-    # A row leaves above a threshold: just below the lowest score all leave, at the highest none.
+    # Rows leave above a threshold: all of them below the lowest score, none at the highest.
     values = torch.unique(scores.double())
     if len(values) > MAX_THRESHOLDS:
         share = torch.linspace(0, 1, MAX_THRESHOLDS, dtype=torch.float64)
@@ -65,7 +65,7 @@ def threshold_curve(scores: Tensor, correct: Tensor) -> Curve:
     for threshold in torch.cat((lowest, values)).tolist():
         exits = leave_at(scores.double(), threshold)
         layer = exits.double().mean().item()
-        # Of two thresholds that give one depth the higher one is kept.
+        # If two thresholds give the same depth, the higher one is kept.
         points[layer] = (at_exit(correct.double(), exits).mean().item(), threshold)
     layers = sorted(points)
     return Curve(
@@ -82,11 +82,11 @@ def truncation_curve(layer_accuracy: dict[int, float]) -> Curve:
 
 
 def oracle_curve(correct: Tensor) -> Curve:
-    """The best that exits can do: an oracle spends each layer where it wins most rows.
+    """The upper bound for exits: an oracle that knows each row's first correct layer.
 
-    The cheapest right answer of a row costs its first right layer less one. Rows are upgraded from
-    layer 1, those that need the fewest layers first; rows that no layer answers stay at layer 1,
-    and past the last win depth buys nothing.
+    A row's cheapest correct exit is its first correct layer. Rows are moved there from layer 1 in
+    order of that depth; rows that no layer answers correctly stay at layer 1. After the last gain
+    the curve is flat.
 
     Args:
         correct: ``[N, L]``, 1 where a layer's answer is right.

@@ -1,8 +1,7 @@
-"""Where rows would leave: every criterion's scores on all layers at once, and what a rule makes of
-them.
+"""Where rows would leave: the scores of every exit criterion, from one pass at full depth.
 
-The engine computes the same scores layer by layer, for the rows that are still there. Here they
-come from one pass at full depth, so that any number of thresholds costs nothing more.
+The engine computes the same scores layer by layer, for the rows that have not left. Here all layers
+are known, so that many thresholds can be tried without another pass.
 
 Letters: N rows, L layers, C classes.
 """
@@ -17,7 +16,7 @@ from consistentee_ext.ops.reference import prediction_statistics
 
 
 def prediction_features(exit_logits: Tensor) -> Tensor:
-    """`prediction_statistics` of each layer, ``[N, L, 5]``; the layer before gives the agreement.
+    """`prediction_statistics` of each layer, ``[N, L, 5]``; agreement is with the layer before.
 
     Args:
         exit_logits: ``[N, L, C]``.
@@ -30,9 +29,9 @@ def prediction_features(exit_logits: Tensor) -> Tensor:
 
 
 def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> Tensor:
-    """The score of every row at every layer but the last, at which all leave: ``[N, L-1]``.
+    """The score of every row at every layer except the last, where all rows leave: ``[N, L-1]``.
 
-    The formulas are `consistentee_ext.criteria.SCORES`, all layers being exits.
+    The formulas are `consistentee_ext.criteria.SCORES`, for a model with an exit on every layer.
 
     Args:
         criterion: one of `consistentee_ext.criteria.CRITERIA`.
@@ -51,8 +50,9 @@ def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> T
 
 
 def agreement_streak(agreement: Tensor) -> Tensor:
-    """How many layers in a row, up to each, agreed with the one before: 0/1 ``[N, E]`` to
-    ``[N, E]``.
+    """The number of consecutive layers, up to each, that agree with the layer before them.
+
+    From 0/1 ``[N, E]`` to ``[N, E]``.
     """
     streaks = []
     streak = torch.zeros_like(agreement[:, 0]) if agreement.shape[1] else agreement
@@ -63,11 +63,13 @@ def agreement_streak(agreement: Tensor) -> Tensor:
 
 
 def leave_at(scores: Tensor, threshold: float) -> Tensor:
-    """The layer each row leaves at, the first whose score is above `threshold`: ``[N]`` int64 in
-    1..L.
+    """The layer each row leaves at, the first with a score above `threshold`.
+
+    Returns ``[N]`` int64 in 1..L.
 
     Args:
         scores: ``[N, L-1]``.
+        threshold: in the range of the scores.
     """
     leaves = scores > threshold
     last = leaves.new_ones(len(leaves), 1)

@@ -1,4 +1,4 @@
-"""How hard a row is: the layer from which on, or at which first, its answer is right."""
+"""How hard a row is: the first layer that is right, or that is right with all layers above."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 def correct_layers(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
     """Where a layer's answer is right: ``[N, L]`` bool.
 
-    A class is right when it is the label; a number, when it is off by at most half a standard
+    A class is right if it is the label; a number is right if its error is at most half a standard
     deviation of the training labels.
 
     Args:
@@ -36,7 +36,9 @@ def memorized_layer(correct: Tensor) -> Tensor:
 
 
 def oracle_layer(correct: Tensor) -> Tensor:
-    """The first right layer, at which an oracle would leave; L if none is: ``[N]`` int64 in 1..L.
+    """The first right layer, where an oracle would leave; L if no layer is right.
+
+    Returns ``[N]`` int64 in 1..L.
 
     Args:
         correct: ``[N, L]``, 1 where a layer's answer is right.

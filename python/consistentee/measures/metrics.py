@@ -11,13 +11,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Quality:
-    """How good a model's answers to a table are, by one metric.
+    """The quality of a model's answers to a table, by one metric.
 
     Attributes:
         metric: one of `METRICS`.
-        at_exits: each row answered by the layer it leaves at.
-        at_full_depth: every row answered by the last layer.
-        by_layer: every row answered by one layer, for each layer; empty where not measured.
+        at_exits: of the answers at the layers where rows leave.
+        at_full_depth: of the last layer's answers.
+        by_layer: of each layer's answers; empty if not measured.
     """
 
     metric: str
@@ -27,21 +27,21 @@ class Quality:
 
     @classmethod
     def from_figures(cls, figures: Mapping[str, Any], metric: str) -> Quality:
-        """From ``<metric>``, ``full_depth_<metric>`` and perhaps ``layer_<metric>`` of figures."""
+        """Read ``<metric>``, ``full_depth_<metric>`` and, if there, ``layer_<metric>``."""
         by_layer = tuple(figures.get(f"layer_{metric}", ()))
         return cls(metric, figures[metric], figures[f"full_depth_{metric}"], by_layer)
 
     def figures(self) -> dict[str, float]:
-        """``<metric>`` and ``full_depth_<metric>``, as JSON files have them."""
+        """``<metric>`` and ``full_depth_<metric>``, as in JSON files."""
         return {self.metric: self.at_exits, f"full_depth_{self.metric}": self.at_full_depth}
 
 
 def measure(metric: str, labels: Sequence[Any], predicted: Sequence[Any]) -> float:
     """The metric of N rows: accuracy and F1 in [0, 1], the correlations in [-1, 1].
 
-    Predictions that are all the same have no correlation: 0.
+    The correlation of constant predictions is 0.
     """
-    # Imported here: a model is defined, and trained on a GPU machine, without these packages.
+    # Imported here: models can be defined, and trained on a GPU machine, without these packages.
     from scipy.stats import spearmanr
     from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 

@@ -1,1 +1,1 @@
-"""The page that shows a run: figures measured, plotted, written."""
+"""The report page: measured, plotted, written."""

@@ -1,11 +1,11 @@
-"""What a report shows, in plain numbers."""
+"""The numbers that a report shows."""
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass
-from typing import Any
 
+from consistentee.atomic_files import Json
 from consistentee.measures.curves import Curve
 
 REQUIRED_METRICS = (
@@ -25,7 +25,7 @@ REQUIRED_METRICS = (
 
 @dataclass(frozen=True)
 class Example:
-    """One row of the test set, and how it left."""
+    """One row of the test set: its answer, and where it left."""
 
     text: str
     label: str
@@ -36,15 +36,15 @@ class Example:
 
 @dataclass(frozen=True)
 class ScoreBin:
-    """Answers whose exit scores are alike: a row counts once for each early layer it reached.
+    """A bin of answers with similar exit scores; a row has one at each early layer it reached.
 
     Attributes:
         low: lowest score.
         high: highest score.
         score: mean score.
-        right: share of the answers that were right, had the row left there.
-        answers: how many.
-        left: how many of them had a score above the threshold, and left.
+        right: share of the answers that are right.
+        answers: number of answers.
+        left: number of answers with which a row left, because their score is above the threshold.
     """
 
     low: float
@@ -57,7 +57,7 @@ class ScoreBin:
 
 @dataclass(frozen=True)
 class ClassDepth:
-    """How the rows of one class left; accuracy is a fraction of them."""
+    """Depth and accuracy of the rows of one class; accuracy is in [0, 1]."""
 
     label: str
     mean_exit_layer: float
@@ -75,25 +75,25 @@ class Timing:
 
     @property
     def seconds(self) -> float:
-        """The median pass."""
+        """The median of the passes."""
         return statistics.median(self.passes)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `consistentee.report.write.write_report` shows.
+    """All that `consistentee.report.write.write_report` shows.
 
-    Accuracies are fractions, layers are counted from 1, L is their number.
+    Accuracies are in [0, 1]; layers are counted from 1; L is their number.
 
     Attributes:
         title: heading of the page.
         metrics: of `consistentee.evaluation.evaluate.evaluate`, at least `REQUIRED_METRICS`;
             ``full_depth_seconds`` is the Hugging Face model's time.
         curves: accuracy against mean exit layer by name, the checkpoint's own first.
-        seeds: that each other curve is the mean over, where it comes from a comparison of trained
-            methods; None where all have the checkpoint's weights.
-        exit_histogram: rows that left at each layer, L values.
-        hardness: L lists of L: rows by Memorized Layer, then by exit layer.
+        seeds: number of seeds that each other curve is the mean over, if they come from a
+            comparison of trained methods; None if all curves are of the checkpoint's weights.
+        exit_histogram: number of rows that left at each layer, L values.
+        hardness: L lists of L: number of rows by Memorized Layer, then by exit layer.
         reliability: by ascending score.
         classes: by ascending mean exit layer.
         timings: by ascending mean exit layer; the last is full depth.
@@ -105,7 +105,7 @@ class Report:
     """
 
     title: str
-    metrics: dict[str, Any]
+    metrics: Json
     curves: dict[str, Curve]
     seeds: int | None
     exit_histogram: list[int]
@@ -133,7 +133,7 @@ class Report:
         return int(self.metrics["num_layers"])
 
     def mean_exit_by_hardness(self) -> list[float | None]:
-        """Mean exit layer of the rows of each Memorized Layer, None where there are none."""
+        """Mean exit layer of the rows of each Memorized Layer, None if there are none."""
         return [
             sum(layer * rows for layer, rows in enumerate(counts, start=1)) / sum(counts)
             if any(counts)
@@ -142,11 +142,11 @@ class Report:
         ]
 
     def promised_seconds(self, layers: float) -> float:
-        """What layers saved promise: the engine's time at full depth times ``layers / L``."""
+        """Seconds in proportion to layers: the engine's time at full depth times ``layers / L``."""
         return self.timings[-1].seconds * layers / self.num_layers
 
 
 def shorten(text: str, width: int) -> str:
-    """On one line, and no longer than `width` characters."""
+    """The text on one line, cut to at most `width` characters."""
     line = " ".join(text.split())
     return line if len(line) <= width else line[: width - 1].rstrip() + "…"

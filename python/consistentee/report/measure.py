@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from datasets import Dataset
 from torch import Tensor
 from transformers import DataCollatorWithPadding
 
+from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
 from consistentee.evaluation.checkpoints import encode_for, evaluate_checkpoint, needs_regression
 from consistentee.evaluation.evaluate import (
@@ -48,22 +48,22 @@ def build_report(
     title: str | None = None,
     threshold: float | None = None,
     alpha: float | None = None,
-    comparison: dict[str, Any] | None = None,
+    comparison: Json | None = None,
 ) -> Report:
     """Evaluate a classifier and measure all that `consistentee.report.write.write_report` shows.
 
     Args:
-        checkpoint: folder of `consistentee train`.
+        checkpoint: folder written by `consistentee train`.
         table: labelled text, see `consistentee.data.tables.load_table`.
         title: of the page; by default the checkpoint's name.
         threshold: in place of the checkpoint's.
-        alpha: of an adjustable checkpoint, the price of a layer in place of the default.
-        comparison: of `consistentee.evaluation.comparison.compare` on the same rows; the mean
-            curves of its methods then stand beside the checkpoint's own, in place of other criteria
-            on the same weights.
+        alpha: of an adjustable checkpoint, in place of its default.
+        comparison: result of `consistentee.evaluation.comparison.compare` on the same rows. The
+            mean curves of its methods are then shown with the checkpoint's own curve, in place of
+            other criteria on the same weights.
 
     Raises:
-        ValueError: the checkpoint is no classifier or has no exits, or the comparison is of other
+        ValueError: the checkpoint is not a classifier or has no exits, or the comparison has other
             rows or layers.
     """
     if needs_regression(checkpoint):
@@ -103,7 +103,7 @@ def build_report(
 
 
 def same_weights(criterion: str, output: ConsistentEEOutput, correct: Tensor) -> dict[str, Curve]:
-    """The curves of all criteria but `criterion`, of each layer for all rows, and of an oracle."""
+    """Curves of the criteria except `criterion`, of single layers for all rows, of an oracle."""
     curves = {
         f"by {name}, same weights": threshold_curve(
             exit_scores(name, output.exit_logits, output.policy_logits), correct
@@ -117,13 +117,16 @@ def same_weights(criterion: str, output: ConsistentEEOutput, correct: Tensor) ->
     return curves
 
 
-def mean_curves(comparison: dict[str, Any], rows: int, num_layers: int) -> dict[str, Curve]:
-    """The mean over seeds of each method's curve, from where every seed has one up to full depth.
+def mean_curves(comparison: Json, rows: int, num_layers: int) -> dict[str, Curve]:
+    """The mean over seeds of each method's curve, at the depths that all seeds' curves have.
 
     Args:
         comparison: see `consistentee.evaluation.comparison.compare`.
-        rows: that the comparison must be on.
-        num_layers: that its curves must end at.
+        rows: number of rows that the comparison must have.
+        num_layers: layer that its curves must end at.
+
+    Raises:
+        ValueError: the comparison has no curves, or another number of rows or layers.
     """
     if not comparison.get("curves") or "rows" not in comparison:
         raise ValueError(
@@ -150,16 +153,16 @@ def mean_curves(comparison: dict[str, Any], rows: int, num_layers: int) -> dict[
 
 
 def hardness_table(memorized: Tensor, exits: Tensor, num_layers: int) -> list[list[int]]:
-    """Rows by Memorized Layer and by exit layer, both ``[N]`` in 1..L: L lists of L."""
+    """Count rows by Memorized Layer and exit layer, both ``[N]`` in 1..L: L lists of L."""
     cells = (memorized - 1) * num_layers + exits - 1
     return torch.bincount(cells, minlength=num_layers**2).view(num_layers, num_layers).tolist()
 
 
 def score_bins(scores: Tensor, correct: Tensor, exits: Tensor) -> list[ScoreBin]:
-    """How often an answer is right, by its exit score, over the early layers that rows reach.
+    """How often an answer is right, by its exit score, at the early layers that rows reach.
 
-    The answers are cut into `BINS` bins of equal counts; equal scores share a bin, so that a
-    criterion of few values has fewer.
+    The answers are divided into `BINS` bins of equal counts. Equal scores share a bin, so a
+    criterion with few distinct scores has fewer bins.
 
     Args:
         scores: ``[N, L-1]``.
@@ -173,7 +176,7 @@ def score_bins(scores: Tensor, correct: Tensor, exits: Tensor) -> list[ScoreBin]
     left = (exits[:, None] == layers)[reached].numpy()
     if not values.size:
         return []
-    # Places in whole numbers: np.quantile's rounding moves an edge by one answer.
+    # Positions in integers: the rounding of np.quantile would move an edge by one answer.
     last = np.maximum(values.size * np.arange(1, BINS) // BINS, 1) - 1
     edges = np.unique(np.sort(values)[last])
     numbers = np.searchsorted(edges, values, side="left")
@@ -216,7 +219,7 @@ def class_depths(
 
 
 def spread_thresholds(curve: Curve, count: int = TIMED_THRESHOLDS) -> list[float]:
-    """At most `count` thresholds whose mean exit layers are evenly spread; the last, 1, is L."""
+    """At most `count` thresholds with evenly spaced mean exit layers; the last is 1, full depth."""
     usable = [
         (layer, threshold)
         for layer, threshold in zip(curve.layers, curve.thresholds, strict=True)
@@ -230,8 +233,7 @@ def spread_thresholds(curve: Curve, count: int = TIMED_THRESHOLDS) -> list[float
 def time_thresholds(
     encoder: FastEarlyExitEncoder, batches: Sequence[Batch], thresholds: Sequence[float]
 ) -> list[Timing]:
-    """Seconds of whole passes at each threshold, taken in turn; the encoder keeps the last one."""
-
+    """Seconds of whole passes at each threshold, interleaved; the encoder keeps the last one."""
     layers: dict[float, float] = {}
 
     def run(threshold: float) -> None:
@@ -250,7 +252,7 @@ def time_thresholds(
 def _examples(
     table: Dataset, labels: Sequence[str], names: Sequence[str], evaluation: Evaluation
 ) -> list[Example]:
-    """The rows in the order in which they leave, the highest score of a layer first."""
+    """The rows in the order in which they leave; within a layer the highest score first."""
     texts = list(table["sentence1"])
     if "sentence2" in table.column_names:
         texts = [f"{a} | {b}" for a, b in zip(texts, table["sentence2"], strict=True)]

@@ -79,7 +79,7 @@ def _tiles(report: Report) -> str:
 
 
 def _setup(report: Report) -> str:
-    """The metrics that no tile and no plot shows: what the run was."""
+    """The metrics that are neither in tiles nor in plots: the setup of the run."""
     in_tiles = REQUIRED_METRICS[: REQUIRED_METRICS.index("backend")]
     parts = (
         f"{name.replace('_', ' ')} <b>{escape(_number(value))}</b>"

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from consistentee.report.contents import Report, shorten
 from consistentee.report.style import LIGHT, SIZE, Plot, style
 
-# Above so many layers numbers would run into each other.
+# With more layers numbers would overlap.
 NUMBERED_LAYERS = 16
 CLASSES_AT_AN_END = 10
 LINE_STYLES = ("solid", (0, (4, 2)), (0, (1, 1.5)))
@@ -34,7 +34,7 @@ def save_figure(path: str | Path, report: Report) -> None:
 
 
 def plot_curves(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    """Accuracy against mean exit layer: the checkpoint, and what it is measured by."""
+    """Accuracy against mean exit layer: the checkpoint's curve and those it is compared with."""
     metrics = report.metrics
     own, *others = report.curves
     _draw_curve(axes, report, own, color=colours["accent"], linewidth=2.2, zorder=3)
@@ -77,7 +77,7 @@ def plot_histogram(axes: Axes, report: Report, colours: dict[str, str]) -> None:
 
 
 def plot_hardness(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    """Of the rows of each Memorized Layer, the shares that leave at each layer, and their mean."""
+    """Where the rows of each Memorized Layer leave: share at each layer, and mean exit layer."""
     layers = range(1, report.num_layers + 1)
     for memorized, left in product(layers, layers):
         column = report.hardness[memorized - 1]
@@ -170,7 +170,7 @@ def plot_reliability(axes: Axes, report: Report, colours: dict[str, str]) -> Non
 
 
 def plot_classes(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    """Mean exit layer of each class; of many, the shallowest and the deepest."""
+    """Mean exit layer of each class; if there are many, of the shallowest and the deepest."""
     shown: list[tuple[int, int]] = [(place, place) for place in range(len(report.classes))]
     gap = None
     if len(shown) > 2 * CLASSES_AT_AN_END:
@@ -199,7 +199,7 @@ def plot_classes(axes: Axes, report: Report, colours: dict[str, str]) -> None:
 
 
 def plot_seconds(axes: Axes, report: Report, colours: dict[str, str]) -> None:
-    """Measured seconds against mean exit layer, beside what the layers saved promise."""
+    """Measured seconds against mean exit layer, and seconds in proportion to layers."""
     layers = report.num_layers
     slowest = max(seconds for timing in report.timings for seconds in timing.passes)
     axes.plot(
@@ -225,7 +225,7 @@ def plot_seconds(axes: Axes, report: Report, colours: dict[str, str]) -> None:
         elinewidth=1,
         label="measured, median and range",
     )
-    # Far above, the point would leave no room for the rest.
+    # A reference far above the other points would compress their scale.
     reference = report.metrics["full_depth_seconds"]
     top = max(1.1 * slowest, min(1.1 * reference, 1.5 * slowest))
     axes.plot(
@@ -249,7 +249,7 @@ def _by_layer(axes: Axes, report: Report) -> None:
 
 
 def _count(rows: int) -> str:
-    """Short enough to stand below a bar."""
+    """The number, short enough to fit below a bar."""
     return str(rows) if rows < 10_000 else f"{rows / 1000:.0f}k"
 
 

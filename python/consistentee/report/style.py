@@ -1,4 +1,4 @@
-"""The colours of page and plots, and how a plot becomes an element of the page."""
+"""The colours of page and plots; renders plots as elements of the page."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from consistentee.report.contents import Report
 
-# The names are the page's CSS variables; every colour is another, for `inline_svg`.
+# The names are the page's CSS variables. `inline_svg` needs all colours to be different.
 LIGHT = {
     "paper": "#fdfdfc",
     "panel": "#f4f4f1",
@@ -78,13 +78,13 @@ def style(colours: dict[str, str]) -> Iterator[None]:
         "svg.fonttype": "none",
     }
     with matplotlib.rc_context(rc), warnings.catch_warnings():
-        # Names of classes in scripts that matplotlib's font lacks; browsers have them.
+        # Names of classes may need glyphs that matplotlib's font lacks but browsers have.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
 def inline_svg(plot: Plot, report: Report) -> str:
-    """A plot as an SVG element whose colours are the page's variables, so that it turns dark."""
+    """A plot as an SVG element; its colours are the page's variables, so it follows dark mode."""
     with style(LIGHT), matplotlib.rc_context({"svg.hashsalt": plot.__name__}):
         figure = Figure(figsize=SIZE, layout="constrained")
         plot(figure.subplots(), report, LIGHT)

@@ -1,19 +1,18 @@
-"""Writes what early exit did to a test set: a page, a picture, and the numbers of both."""
+"""Writes a report: the page, a picture of its plots, and their numbers."""
 
 from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from consistentee.atomic_files import check_writable, whole_file, write_json
+from consistentee.atomic_files import Json, check_writable, whole_file, write_json
 from consistentee.report.contents import Report
 from consistentee.report.page import page
 from consistentee.report.plots import save_figure
 
 
 def check_report(path: str | Path) -> None:
-    """Raise, before the work, unless `write_report` can write there."""
+    """Raise now if `write_report` cannot write there."""
     suffix = Path(path).suffix
     if suffix != ".html":
         raise ValueError(f"{path}: expected a name that ends in .html, got {suffix!r}")
@@ -21,10 +20,10 @@ def check_report(path: str | Path) -> None:
 
 
 def write_report(path: str | Path, report: Report) -> None:
-    """Write a self-contained HTML page, and beside it a PNG of its plots and a JSON of its figures.
+    """Write a self-contained HTML page, a PNG of its plots and a JSON file of its numbers.
 
-    They are `path`, and `path` ending in ``.png`` and ``.json``: all whole, or none. The page has
-    no scripts and no outside assets.
+    The latter two have the name of `path` with ``.png`` and ``.json``. All three are written, or
+    none. The page has no scripts and no outside assets.
 
     Raises:
         ValueError: `path` does not end in ``.html``.
@@ -41,8 +40,8 @@ def write_report(path: str | Path, report: Report) -> None:
         write_json(numbers, figures(report))
 
 
-def figures(report: Report) -> dict[str, Any]:
-    """What the page and its plots show, by plot."""
+def figures(report: Report) -> Json:
+    """The numbers of the page and its plots, by plot."""
     return {
         "title": report.title,
         "metrics": report.metrics,

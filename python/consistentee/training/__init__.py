@@ -1,1 +1,1 @@
-"""Training: its phases, what they optimise, how a run is kept."""
+"""Training: the phases, their losses, and the folder of a run."""

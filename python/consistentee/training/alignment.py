@@ -1,7 +1,7 @@
-"""States of one trunk in the terms of another: what a policy learns on the one holds on the other.
+"""Maps the states of one trunk to those of another, so that both can use the same policies.
 
-Two trunks that start from the same weights and see most rows alike arrive at states that differ,
-for the most part, by an affine map.
+Two trunks that start from the same weights and share most of their training rows end with states
+that differ mainly by an affine map.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-RIDGE = 1e-3  # of the variance of a feature: a few hundred rows must determine H x H numbers
+RIDGE = 1e-3  # share of a feature's variance: few hundred rows must determine H x H numbers
 
 
 class Alignment(NamedTuple):
@@ -27,13 +27,13 @@ class Alignment(NamedTuple):
 
 
 def fit_alignment(states: Tensor, targets: Tensor) -> Alignment:
-    """The map from a trunk's states to another's, by ridge regression, layer by layer.
+    """Fit the map from one trunk's states to another's by ridge regression, layer by layer.
 
     ``min_{W, b} mean_rows |W s + b - t|^2 + r |W|^2``, r a thousandth of the mean variance of s.
 
     Args:
-        states: s, ``[N, L, H]`` float32, of rows that both trunks have seen.
-        targets: t, of the same rows, ``[N, L, H]`` float32.
+        states: s, ``[N, L, H]`` float32, of rows that both trunks were trained on.
+        targets: t, the other trunk's states of the same rows, ``[N, L, H]`` float32.
     """
     weights, biases = [], []
     for source, target in zip(states.unbind(1), targets.unbind(1), strict=True):

@@ -7,6 +7,6 @@ from accelerate import PartialState
 
 
 def processes() -> PartialState:
-    """This process among those that share the run; alone where nothing started others."""
-    # Told of no CPU, it takes processes without an accelerator for strangers to each other.
+    """The state of this process and the others of its run; alone if no launcher started others."""
+    # Without cpu=True, PartialState does not join CPU-only processes into one group.
     return PartialState(cpu=not torch.accelerator.is_available())

@@ -1,8 +1,8 @@
-"""Two ways to follow the expected reward uphill, both from one forward pass of the trunk.
+"""Two estimators of the expected reward's gradient; each needs one forward pass of the trunk.
 
 The trunk of an encoder does not depend on the exits: one pass gives every layer's logits and
-policy. The expectation over exit layers is then a sum of L terms; and where exits are sampled, all
-samples are drawn from the same pass.
+policy. The expectation over exit layers is then a sum of L terms, and samples of exit layers can
+all be drawn from the same pass.
 
 Letters: B rows, L layers, K samples.
 """
@@ -19,12 +19,12 @@ ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
 
 
 class Estimate(NamedTuple):
-    """What an estimator makes of B rows.
+    """An estimator's result for B rows.
 
     Attributes:
-        policy_loss: ``[B]``; its gradient, or that gradient's expectation, is the one of
-            ``-sum_l P(T = l) * R_l``.
-        exit_weights: ``[B, L]``, without gradient: what each layer's classifier counts for, in
+        policy_loss: ``[B]``; its gradient equals that of ``-sum_l P(T = l) * R_l``, exactly or in
+            expectation.
+        exit_weights: ``[B, L]``, without gradient: the weight of each layer's classifier, in
             expectation ``P(T = l)``.
     """
 
@@ -35,7 +35,9 @@ class Estimate(NamedTuple):
 class Estimator(Protocol):
     """From ``log P(T = l)`` and a reward without gradient, both ``[B, L]``, to an `Estimate`."""
 
-    def __call__(self, log_distribution: Tensor, reward: Tensor) -> Estimate: ...
+    def __call__(self, log_distribution: Tensor, reward: Tensor) -> Estimate:
+        """Estimate from ``[B, L]`` and ``[B, L]``."""
+        ...
 
 
 def exact(log_distribution: Tensor, reward: Tensor) -> Estimate:
@@ -47,11 +49,11 @@ def exact(log_distribution: Tensor, reward: Tensor) -> Estimate:
 class Reinforce:
     """``-mean_k w_k * (R(t_k) - b_k) * log P(T = t_k)`` over K sampled exit layers.
 
-    ``b_k`` is the mean reward of the other samples: against the mean of all K (arXiv 2312.11882)
-    that is the same gradient times ``K / (K - 1)``, and unbiased; a single sample has no baseline.
-    With epsilon above 0 layers are drawn from ``Q = (1 - epsilon) * P + epsilon / L``, so that
-    exits the policies have given up are still tried, and ``w = P / Q`` (without gradient) keeps the
-    mean right; else w is 1.
+    ``b_k`` is the mean reward of the other samples. Compared with the mean of all K (arXiv
+    2312.11882) the gradient is ``K / (K - 1)`` times as large, and unbiased; a single sample has no
+    baseline. With epsilon above 0 layers are drawn from ``Q = (1 - epsilon) * P + epsilon / L``, so
+    that exits of low probability are still tried; the importance weight ``w = P / Q`` (without
+    gradient) keeps the estimate unbiased. Otherwise w is 1.
 
     Args:
         samples: K, at least 1.
@@ -70,6 +72,7 @@ class Reinforce:
         self.epsilon = epsilon
 
     def __call__(self, log_distribution: Tensor, reward: Tensor) -> Estimate:
+        """Estimate from ``[B, L]`` and ``[B, L]``, with samples drawn anew."""
         num_layers = log_distribution.shape[1]
         distribution = log_distribution.detach().exp()
         proposal = (1.0 - self.epsilon) * distribution + self.epsilon / num_layers

@@ -1,4 +1,4 @@
-"""Which training rows phase 1 does not see: a held-out share, or each fold in turn."""
+"""Which training rows are held out from phase 1: a share of them, or each fold in turn."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ Labels = Sequence[int] | Sequence[float]
 
 
 def held_out_rows(labels: Labels, share: float, seed: int) -> BoolArray:
-    """A random choice of rows, the same share of each class: a boolean ``[N]``.
+    """Choose the same share of each class at random: a boolean ``[N]``.
 
-    Floating labels are numbers, not classes: their rows are one class.
+    Floating labels are numbers, not classes; all their rows count as one class.
 
     Raises:
-        ValueError: it would hold out no row, or every row of a class.
+        ValueError: no row would be held out, or every row of a class.
     """
     generator = np.random.default_rng(seed)
     chosen = np.zeros(len(labels), dtype=bool)
@@ -35,15 +35,14 @@ def held_out_rows(labels: Labels, share: float, seed: int) -> BoolArray:
 
 
 def fold_rows(labels: Labels, folds: int, seed: int) -> list[BoolArray]:
-    """A partition of the rows into folds, each with the same share of each class: booleans
-    ``[N]``.
+    """Divide the rows into folds with the same share of each class: a boolean ``[N]`` for each.
 
     Raises:
-        ValueError: a class has fewer than two rows, so that a fold would train without it.
+        ValueError: a class has only one row; the trunk of that row's fold would not see the class.
     """
     generator = np.random.default_rng(seed)
     fold = np.empty(len(labels), dtype=int)
-    start = 0  # goes on from class to class, so that folds are of one size
+    start = 0  # not reset for each class, so that folds have equal sizes
     for rows in _rows_of_classes(labels):
         if len(rows) < 2:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The loss of each training phase (arXiv 2312.11882), from one pass of the trunk."""
+"""The loss of each training phase (arXiv 2312.11882), computed from one pass of the trunk."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.training.estimators import Estimate, Estimator
 from consistentee.training.objective import (
-    depth_price,
+    depth_cost,
     error_probability,
     exit_entropy,
     exit_log_distribution,
@@ -24,19 +24,20 @@ Loss = Callable[[ConsistentEEOutput, Batch], Tensor]
 
 @dataclass(frozen=True)
 class Losses:
-    """The losses of the three phases; a batch has ``labels [B]`` and, where it matters,
+    """The losses of the three phases.
 
-    - ``hardness [B]`` int64 in 1..L, which the reward is guided by; without it depth costs every
-      row the same;
-    - ``alpha [B]``, the price of a layer drawn for each row, in place of the model's;
-    - ``for_policies [B]`` bool, in phase 3: the rows that policies may learn from; without it all.
+    A batch has ``labels [B]`` and may have
+
+    - ``hardness [B]`` int64 in 1..L, for the reward; without it depth costs every row the same;
+    - ``alpha [B]``, one alpha for each row, in place of the model's;
+    - ``for_policies [B]`` bool, in phase 3: the rows that policies learn from; without it all.
 
     Args:
         estimator: of the expected reward, see `consistentee.training.estimators`.
-        alpha: the price of a layer, one number or one for each layer.
-        label_std: of the training labels, in regression.
-        spread: share of a row's loss in phase 3 that all layers have alike.
-        entropy_bonus: what a nat of the exit distribution's entropy is worth to policies, in
+        alpha: the cost of a layer, one number or one for each layer.
+        label_std: standard deviation of the training labels, in regression.
+        spread: share of a row's loss in phase 3 that is divided equally among all layers.
+        entropy_bonus: reward for each nat of the exit distribution's entropy, in units of the
             probability of a wrong answer.
     """
 
@@ -55,22 +56,23 @@ class Losses:
         return exit_loss(output.exit_logits[:, -1:], batch["labels"], self.label_std).mean()
 
     def policies(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
-        """Phase 2: the expected reward, in which an answer costs the probability that it is wrong.
+        """Phase 2: minus the expected reward, in which a layer's loss is its error probability.
 
-        Cross-entropy in its place has no bound: a few confident mistakes of the deep layers
-        outweigh what these get right, and the policies leave too early.
+        Cross-entropy, which the paper uses, has no bound: a few confident mistakes of the deep
+        layers would outweigh their right answers, and the policies would leave too early.
 
-        The entropy of the exits is worth something as well, ``entropy_bonus``: policies that were
-        sure of every row would leave a threshold nothing to tell rows apart by.
+        ``entropy_bonus`` times the entropy of the exits is added to the reward. Without it exit
+        probabilities saturate at 0 or 1, and moving the threshold changes nothing.
         """
         loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
         return self._estimate(output, batch, loss).policy_loss.mean()
 
     def joint(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
-        """Phase 3: `policies`, and each classifier's loss on the rows that leave at it.
+        """Phase 3: the loss of `policies` plus each classifier's loss on the rows that leave at it.
 
-        ``sum_l((1 - spread) * P(T = l) + spread / L) * loss_l``: a threshold set at run time moves
-        the exits, to layers that the policies alone would let go to waste.
+        The classifiers' part is ``sum_l((1 - spread) * P(T = l) + spread / L) * loss_l``. The
+        spread keeps every layer usable: a threshold set at run time moves exits to layers where
+        few rows leave during training.
         """
         loss = exit_loss(output.exit_logits, batch["labels"], self.label_std)
         estimate = self._estimate(output, batch, loss)
@@ -82,8 +84,8 @@ class Losses:
 
     def _estimate(self, output: ConsistentEEOutput, batch: Batch, loss: Tensor) -> Estimate:
         alpha = batch.get("alpha", self.alpha)
-        price = depth_price(alpha, loss.shape[1]).to(loss.device)
-        reward = exit_reward(error_probability(loss.detach()), batch.get("hardness"), price)
+        cost = depth_cost(alpha, loss.shape[1]).to(loss.device)
+        reward = exit_reward(error_probability(loss.detach()), batch.get("hardness"), cost)
         log_distribution = exit_log_distribution(output.policy_logits)
         estimate = self.estimator(log_distribution, reward)
         bonus = self.entropy_bonus * exit_entropy(log_distribution)

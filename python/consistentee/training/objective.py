@@ -1,4 +1,4 @@
-"""What training optimises: pure functions on tensors.
+"""The training objective: exit distribution, cost of depth, reward. Pure functions on tensors.
 
 Letters: B rows, L layers, C classes; l in 1..L is an exit layer.
 """
@@ -32,7 +32,7 @@ def exit_log_distribution(policy_logits: Tensor) -> Tensor:
 
 
 def exit_entropy(log_distribution: Tensor) -> Tensor:
-    """``-sum_l P(T = l) log P(T = l)`` in nats, ``[B]``: how undecided the exit of a row is.
+    """Entropy of a row's exit layer in nats, ``-sum_l P(T = l) log P(T = l)``, ``[B]``.
 
     Args:
         log_distribution: from `exit_log_distribution`, ``[B, L]``.
@@ -41,8 +41,9 @@ def exit_entropy(log_distribution: Tensor) -> Tensor:
 
 
 def error_probability(loss: Tensor) -> Tensor:
-    """``1 - exp(-loss_l)``, in 0..1: of a class ``1 - P_l(y)``, how often a label drawn from layer
-    l's prediction is wrong.
+    """The probability of a wrong answer, ``1 - exp(-loss_l)``, ``[B, L]`` in 0..1.
+
+    For classes that is ``1 - P_l(y)``: how often a label drawn from layer l's prediction is wrong.
 
     Args:
         loss: ``[B, L]`` from `exit_loss`.
@@ -50,33 +51,33 @@ def error_probability(loss: Tensor) -> Tensor:
     return -torch.expm1(-loss)
 
 
-def depth_price(alpha: float | Sequence[float] | Tensor, num_layers: int) -> Tensor:
-    """What running l layers costs: ``sum_{k<=l} alpha_k``, ``[L]``; of one alpha a row ``[B, L]``.
+def depth_cost(alpha: float | Sequence[float] | Tensor, num_layers: int) -> Tensor:
+    """The cost of running l layers, ``sum_{k<=l} alpha_k``: ``[L]``, or ``[B, L]``.
 
     Args:
-        alpha: the price of each layer: one number, a sequence of L, or a tensor ``[B]`` with one
-            for each row.
+        alpha: the cost of one layer: a number, a sequence of L, or a tensor ``[B]`` with one for
+            each row.
         num_layers: L.
     """
     if isinstance(alpha, Tensor):
         return alpha[:, None] * torch.arange(1, num_layers + 1, device=alpha.device)
-    prices = torch.tensor(alpha, dtype=torch.float32)
-    return prices.expand(num_layers).cumsum(dim=0)
+    layer_costs = torch.tensor(alpha, dtype=torch.float32)
+    return layer_costs.expand(num_layers).cumsum(dim=0)
 
 
-def exit_reward(loss: Tensor, hardness: Tensor | None, price: Tensor) -> Tensor:
-    """What leaving at each layer is worth: ``R_l = -loss_l - (1 - h/L) * price_l``, ``[B, L]``.
+def exit_reward(loss: Tensor, hardness: Tensor | None, cost: Tensor) -> Tensor:
+    """The reward of leaving at each layer: ``R_l = -loss_l - (1 - h/L) * cost_l``, ``[B, L]``.
 
     Depth costs an easy row (small h) more than a hard one; with h = L it is free. The rewards by
     name: ``hardness``, where h is the Memorized Layer (arXiv 2312.11882); ``oracle``, where it is
     the first right layer; ``plain``, where depth costs every row the same.
 
     Args:
-        loss: what a layer's answer costs, ``[B, L]``: cross-entropy in the paper.
+        loss: of each layer's answer, ``[B, L]``: cross-entropy in the paper.
         hardness: h in 1..L, ``[B]`` int64, see `consistentee.measures.hardness`; None for
             ``plain``.
-        price: from `depth_price`.
+        cost: from `depth_cost`.
     """
     if hardness is not None:
-        price = (1.0 - hardness / loss.shape[1])[:, None] * price
-    return -loss - price
+        cost = (1.0 - hardness / loss.shape[1])[:, None] * cost
+    return -loss - cost

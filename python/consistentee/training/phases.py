@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import StackDataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
 
+from consistentee.atomic_files import Json
 from consistentee.measures.hardness import memorized_layer, oracle_layer
 from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -22,7 +23,7 @@ from consistentee.model.policies import PolicyNetwork
 from consistentee.training.losses import Loss, Losses
 from consistentee.training.memorized import row_hashes, save_memorized_layers
 from consistentee.training.policy_rows import PolicyRows, RowOutputs
-from consistentee.training.run_folder import Json, RunFolder, read_log
+from consistentee.training.run_folder import RunFolder, read_log
 from consistentee.training.settings import TrainingSettings
 from consistentee.training.trainer import PhaseTrainer
 from consistentee.training.trunks import Trunk, TrunkWeights
@@ -218,7 +219,7 @@ class Phases:
 
         Args:
             name: of the phase.
-            module: what is trained: the model, or its policies.
+            module: the module to train: the model, or its policies.
             options: of `PhaseTrainer`.
         """
         result = self.run.result(name)

@@ -70,10 +70,11 @@ class PolicyRows:
         self.labels = torch.tensor(data["labels"])
 
     def read(self) -> RowOutputs:
-        """Outputs on all rows that policies learn from, with calibrated classifiers.
+        """Outputs on all rows that policies learn from.
 
-        Where several trunks supply them, all classifiers are calibrated and the states are mapped
-        to those of the model's trunk. Leaves the model with the weights of its own trunk.
+        With held-out rows, the classifiers of all trunks are calibrated first, and states of other
+        trunks are mapped to those of the model's. Leaves the model with the weights of its own
+        trunk.
         """
         *others, model_trunk = self.trunks
         reference = None
@@ -95,7 +96,7 @@ class PolicyRows:
         return self.calibrate(outputs) if others else outputs
 
     def outputs_on(self, rows: NDArray[np.intp]) -> RowOutputs:
-        """Outputs on `rows` of whatever weights the model has."""
+        """Outputs of the model, with its current weights, on `rows`."""
         output = exit_outputs(self.model, self.data.select(rows), self.collate)
         return RowOutputs(rows, output.states, output.exit_logits)
 

@@ -1,14 +1,14 @@
-"""From tables to a checkpoint: token ids, labels and settings of a training."""
+"""From tables of text to a trained checkpoint."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 
 from consistentee.atomic_files import Json
 from consistentee.data.encode import encode
@@ -31,14 +31,14 @@ def train_on_splits(
     max_length: int = MAX_LENGTH,
     **config: Unpack[ConfigFields],
 ) -> Json:
-    """Train on the ``train`` and ``dev`` tables of `load_splits`; returns the training log.
+    """Train on the ``train`` and ``dev`` tables of `load_splits`; return the training log.
 
     Args:
         backbone: a pretrained encoder: folder or hub name.
         splits: tables of text and labels.
         output: the checkpoint folder to make.
         settings: how to train.
-        max_length: tokens a row is cut at; the backbone's own limit where that is lower.
+        max_length: rows are truncated to so many tokens, or to the backbone's limit if lower.
         config: fields of `ConsistentEEConfig`.
     """
     data = prepare(backbone, splits, max_length, config)
@@ -47,12 +47,12 @@ def train_on_splits(
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tables as a backbone reads them, and the fields of the configuration that follow from them.
+    """Tokenized tables, and a configuration with the fields that follow from them.
 
-    ``test`` is the dev rows where there is no test split.
+    Without a test split ``test`` has the dev rows.
     """
 
-    tokenizer: Any
+    tokenizer: PreTrainedTokenizerBase
     train: Dataset
     dev: Dataset
     test: Dataset
@@ -68,7 +68,7 @@ def prepare(
     """Token ids and labels of each split; the arguments are those of `train_on_splits`.
 
     Raises:
-        ValueError: no backbone with a tokenizer is there, or the labels cannot be learned.
+        ValueError: the backbone or its tokenizer cannot be loaded, or a class has only one row.
     """
     with finding_backbone(backbone, "a folder or hub name of an encoder with its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
@@ -90,7 +90,7 @@ def prepare(
 
 
 def _check_classes(table: Dataset) -> None:
-    """Of two rows one can be held out; a class with one cannot be learned and measured."""
+    """Raise unless every class has two rows, so that one can be held out."""
     label, rows = min(Counter(table["label"]).items(), key=lambda item: item[1])
     if rows < 2:
         raise ValueError(f"train: expected two rows or more of each label, got one of {label!r}")

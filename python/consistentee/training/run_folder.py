@@ -1,4 +1,4 @@
-"""The folder of a training run: what lets a killed run go on, and its output appear whole."""
+"""The folder of a training run: a killed run can resume, and the output appears complete."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from consistentee.atomic_files import Json, write_json
+from consistentee.atomic_files import Json, read_json, write_json
 from consistentee.training.distributed import processes
 
 LOG_FILE = "training_log.json"
@@ -16,19 +16,19 @@ RUN_FILE = "run.json"
 
 
 class RunFolder:
-    """A training run on disk: work goes to ``<output>.partial``, whose result becomes `output`.
+    """A training run on disk: work in ``<output>.partial``, the result in `output`.
 
-    In the work folder a phase first has a folder of checkpoints, then, complete, a folder with its
-    result. All that marks progress appears by rename, so a run killed at any moment can go on. Of
-    several processes the main one writes; the others wait for it.
+    In the work folder a phase has a folder of checkpoints while it runs and a folder with its
+    result once it is complete. Every sign of progress is made by renaming, so a run killed at any
+    moment can resume. If there are several processes, the main one writes and the others wait.
 
     Args:
         output: the folder to make.
-        identity: all that determines the result, as JSON values; a run of another identity is never
-            continued.
+        identity: all that determines the result, as JSON values; a run with another identity is not
+            resumed.
 
     Raises:
-        ValueError: `output` cannot be written, or it or its work folder holds something else.
+        ValueError: `output` cannot be written, or it or its work folder has other files.
     """
 
     def __init__(self, output: str | os.PathLike[str], identity: Json) -> None:
@@ -54,7 +54,9 @@ class RunFolder:
 
     def _check_identity(self, folder: Path, found: Json | None) -> None:
         if found is None:
-            raise ValueError(f"output: expected a folder of this run, got {folder}, which is none")
+            raise ValueError(
+                f"output: expected a folder of this run, got {folder}, which is of no run"
+            )
         different = [key for key in self.identity if found.get(key) != self.identity[key]]
         if different:
             raise ValueError(
@@ -67,7 +69,7 @@ class RunFolder:
         log = _read_json(self.output / LOG_FILE)
         if log is not None:
             self._check_identity(self.output, log.get("run"))
-            shutil.rmtree(self.work, ignore_errors=True)  # a kill may have come before this
+            shutil.rmtree(self.work, ignore_errors=True)  # left by a kill inside `finish`
         return log
 
     def checkpoints(self, phase: str) -> Path:
@@ -75,9 +77,10 @@ class RunFolder:
         return self.work / f"{phase}.checkpoints"
 
     def last_checkpoint(self, phase: str) -> str | None:
-        """The newest whole checkpoint of a phase; what a kill left of another is removed.
+        """The newest complete checkpoint of a phase; incomplete ones are removed.
 
-        The Trainer writes the trainer's state last, after the weights and the optimizer.
+        A checkpoint is complete if it has the trainer's state, which the Trainer writes last, after
+        weights and optimizer.
         """
         with processes().main_process_first():
             return self._last_checkpoint(phase)
@@ -95,14 +98,14 @@ class RunFolder:
         return folder if folder.is_dir() else None
 
     def complete(self, phase: str, save: Callable[[Path], object], log: Json) -> None:
-        """Mark a phase as complete, with its log and the result that `save` puts into a folder."""
+        """Mark a phase as complete, with its log and the result that `save` writes to a folder."""
         if processes().is_main_process:
             self._publish(self.work / phase, save, log)
             shutil.rmtree(self.checkpoints(phase), ignore_errors=True)
         processes().wait_for_everyone()
 
     def finish(self, save: Callable[[Path], object], log: Json) -> None:
-        """Let `save` fill the output and remove the work folder."""
+        """Make the output, with the files that `save` writes, and remove the work folder."""
         if processes().is_main_process:
             self._publish(self.output, save, {"run": self.identity, **log})
             shutil.rmtree(self.work)
@@ -114,12 +117,12 @@ class RunFolder:
         temporary.mkdir()
         save(temporary)
         write_json(temporary / LOG_FILE, log)
-        temporary.replace(folder)  # an empty folder of that name gives way
+        temporary.replace(folder)  # also replaces an empty folder of that name
 
 
 def read_log(folder: Path) -> Json:
-    """The log that `RunFolder` wrote beside a result."""
-    return json.loads((folder / LOG_FILE).read_text(encoding="utf-8"))
+    """Read the log in a folder that `RunFolder` made."""
+    return read_json(folder / LOG_FILE)
 
 
 def _step(checkpoint: Path) -> int:
@@ -127,8 +130,9 @@ def _step(checkpoint: Path) -> int:
 
 
 def _read_json(file: Path) -> Json | None:
-    """The object in a file, or None if the file is missing or was cut short."""
+    """The object in a file, or None if the file is missing or incomplete."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        content: Json = json.loads(file.read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return None
+    return content

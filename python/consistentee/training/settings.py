@@ -1,4 +1,4 @@
-"""What a training is told: its settings, and the fields of the model's configuration."""
+"""Settings of a training run, and the fields of the model's configuration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ABOVE_ZERO = (  # settings that must be above 0; `__post_init__` has the other 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """The knobs of training; a learning rate is the peak of a linear schedule.
+    """The settings of a training run. A learning rate is the peak of a linear schedule.
 
     Args:
         epochs: of phase 1.
@@ -32,22 +32,24 @@ class TrainingSettings:
         joint_learning_rate: of the backbone in phase 3.
         head_factor: in both, the heads' learning rate over the backbone's.
         policy_learning_rate: of phase 2.
-        held_out: share of the rows of each class that a second trunk misses, for policies to learn
-            from; 0: they learn from rows that the one trunk has seen, as in the paper.
-        folds: 2 or more: in place of that second trunk one for each fold (cross-fitting); 0: none.
-        spread: share of a row's loss in phase 3 that all layers have alike, in [0, 1]; the rest
-            goes by where the row leaves.
+        held_out: share of the rows of each class that a second trunk is trained without; policies
+            learn from these rows. 0: there is one trunk, and policies learn from the rows it was
+            trained on, as in the paper.
+        folds: 2 or more: one trunk for each fold in place of the second trunk (cross-fitting); 0:
+            no folds.
+        spread: share of a row's loss in phase 3 that is divided equally among all layers, in
+            [0, 1]; the rest is weighted by the probability that the row leaves there.
         iterations: how often phases 2 and 3 alternate.
         reward: ``hardness``, ``plain`` or ``oracle``, see
             `consistentee.training.objective.exit_reward`.
         estimator: ``exact`` or ``reinforce``, see `consistentee.training.estimators`.
         samples: K, exits that ``reinforce`` draws for each row.
-        epsilon: share of these that are uniform over layers.
-        entropy_bonus: what a nat of the exit distribution's entropy is worth to policies, see
+        epsilon: share of these that are drawn uniformly over layers.
+        entropy_bonus: reward for each nat of the exit distribution's entropy, see
             `consistentee.training.losses.Losses.policies`.
         seed: of the split, the initial heads, the order of rows and the dropout.
-        bf16: compute the model in bfloat16 where autocast does; by default where the device is made
-            for it.
+        bf16: run the model under bfloat16 autocast; by default if the device has instructions for
+            it.
 
     Raises:
         ValueError: a field is outside its range.
@@ -100,7 +102,7 @@ class TrainingSettings:
         self.build_estimator()  # raises
 
     def build_estimator(self) -> Estimator:
-        """The estimator these settings name."""
+        """The estimator of these settings."""
         return build_estimator(self.estimator, self.samples, self.epsilon)
 
 

@@ -11,8 +11,8 @@ from consistentee.model.loss import exit_loss
 def best_temperatures(exit_logits: Tensor, labels: Tensor) -> Tensor:
     """The temperature of each layer that minimises its mean cross-entropy: ``[L]``, in 1/4..8.
 
-    ``t_l = argmin_t mean_rows CE(z_l / t, y)`` (arXiv 1706.04599), on a grid of steps of 3.5%: a
-    classifier that is right on all rows has no finite optimum.
+    ``t_l = argmin_t mean_rows CE(z_l / t, y)`` (arXiv 1706.04599), on a grid with steps of 3.5%.
+    The grid is bounded because a classifier that is right on all rows has no finite optimum.
 
     Args:
         exit_logits: z, ``[N, L, C]``, of rows the classifiers were not trained on.

@@ -1,18 +1,20 @@
 """Training in the phases of ConsistentEE (arXiv 2312.11882).
 
-1. ``trunk``: trunk and classifiers, on the depth-weighted loss of all layers; then (1b) the
-   Memorized Layer of each training row.
+1. ``trunk``: trunk and classifiers, on the depth-weighted loss of all layers. After it (1b) the
+   Memorized Layer of each training row is computed.
 2. ``policies``: policies alone, on the expected reward.
-3. ``joint``: all together, each classifier on the rows that leave at it. 2 and 3 may alternate.
+3. ``joint``: trunk and classifiers, each classifier on the rows that leave at it. Policies are
+   trained along only in a run without held-out rows. 2 and 3 may alternate.
 
-Policies learn from rows that the classifiers they judge have not seen. On rows it was trained on a
-classifier is nearly always right, and a policy would learn to leave at once. So beside the trunk
-that all rows train there is a second one, which misses a share of them, or (cross-fitting) one for
-each fold; policies learn from what these make of the rows they miss, and judge the first. Its
-states are another trunk's states but for an affine map, nearly, and are mapped to them
-(`consistentee.training.alignment`). For the same reason classifiers are calibrated on
-those rows before phase 2: the deeper the layer, the more it exaggerates, and a wrong answer given
-with too much confidence makes leaving early look better than it is.
+Policies learn from rows that the classifiers were not trained on. On its training rows a classifier
+is nearly always right, and a policy would learn to leave at once. So a run trains more than one
+trunk: the model's own on all rows, and a second one without a share of the rows or, with
+cross-fitting, one without each fold. Policies learn from the outputs of these other trunks on the
+rows that they were not trained on. The states of two trunks differ approximately by an affine map;
+it is fitted, and the states are mapped to those of the model's trunk
+(`consistentee.training.alignment`). Classifiers are calibrated on the same rows before phase 2: the
+deeper the layer, the more overconfident it is, and overconfident wrong answers make leaving early
+look better than it is.
 """
 
 from __future__ import annotations
@@ -27,20 +29,22 @@ import numpy as np
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
+from consistentee.atomic_files import Json
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.distributed import processes
 from consistentee.training.phases import Phases
-from consistentee.training.run_folder import Json, RunFolder
+from consistentee.training.run_folder import RunFolder
 from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.trunks import plan_trunks
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-# Policies that read states as well win with 1,200 rows to learn from (M-CID) and more; with 450 to
-# 500 (the demo, RTE) they lose one to three points against policies that read predictions alone.
+# With 1,200 rows to learn from (M-CID) or more, policies that read states too are better than
+# policies that read predictions alone; with 450 to 500 (the demo, RTE) they are one to three points
+# worse.
 MIN_STATE_ROWS = 1000
-# Fields of the configuration that say nothing to a model without policies.
+# Fields of the configuration that only matter to policies.
 POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
 TRUNK_SETTINGS = ("batch_size", "learning_rate", "head_factor", "seed", "bf16")
 
@@ -54,17 +58,17 @@ def train(
     settings: TrainingSettings | None = None,
     **config: Unpack[ConfigFields],
 ) -> Json:
-    """Train a ConsistentEE classifier; called again after a kill, go on from the last checkpoint.
+    """Train a ConsistentEE classifier. Called again after a kill, resume from the last checkpoint.
 
     Args:
         backbone: a pretrained encoder: a Hugging Face folder or hub name, safetensors weights.
         train_data: columns ``input_ids``, ``attention_mask``, ``token_type_ids`` where the encoder
-            has segments, ``labels``, in 0..C-1 or, in regression, floating numbers, and ``length``
-            in tokens, as `consistentee.data.encode.encode` gives.
+            has segments, ``labels`` (0..C-1 or, in regression, floating numbers), and ``length`` in
+            tokens; see `consistentee.data.encode.encode`.
         dev_data: like `train_data`; measured after each phase, never trained on.
-        output: the folder to make; it appears whole, at the end: config.json, model.safetensors,
-            the tokenizer, memorized_layers.safetensors and training_log.json. Until then the work
-            is in ``<output>.partial``.
+        output: the folder to make: config.json, model.safetensors, the tokenizer,
+            memorized_layers.safetensors and training_log.json. It appears at the end, complete;
+            until then checkpoints and results are in ``<output>.partial``.
         tokenizer: the backbone's.
         settings: how to train.
         config: fields of `ConsistentEEConfig`, such as ``id2label``, ``pooling``, ``policy_input``
@@ -72,8 +76,8 @@ def train(
             `MIN_STATE_ROWS` to learn from, else ``"prediction"``.
 
     Returns:
-        training_log.json: ``run``, what determines the result, and ``phases``: of each its seconds,
-        its losses and what `exit_report` says of `dev_data`.
+        The content of training_log.json: ``run``, all that determines the result, and ``phases``:
+        for each phase its seconds, its losses and `exit_report` on `dev_data`.
 
     Under ``torchrun`` or ``accelerate launch`` the processes share each step's rows.
 
@@ -98,16 +102,24 @@ def train_trunk(
     num_layers: int | None = None,
     **config: Unpack[ConfigFields],
 ) -> Json:
-    """Train what other exits start from: all rows, for as many epochs as phases 1 and 3 have.
+    """Train a trunk without policies, for exits that need none.
+
+    It is trained on all rows, for as many epochs as phases 1 and 3 have together. Result and errors
+    are those of `train`.
 
     Args:
-        num_layers: None trains the classifiers of all layers, as phase 1 does; a number keeps the
-            first layers alone and trains the last of them (truncation).
-
-    The other arguments, the result and the errors are those of `train`.
+        backbone: as in `train`.
+        train_data: as in `train`.
+        dev_data: as in `train`.
+        output: as in `train`.
+        tokenizer: as in `train`.
+        settings: as in `train`; those of policies have no effect.
+        num_layers: None trains the classifiers of all layers, as phase 1 does; a number keeps only
+            the first layers and trains the last classifier of these (truncation).
+        config: as in `train`.
     """
     epochs = settings.epochs + settings.iterations * settings.joint_epochs
-    # What policies are trained by is no part of this run.
+    # Settings that only affect policies must not distinguish two such runs.
     identity = {name: getattr(settings, name) for name in TRUNK_SETTINGS} | {"epochs": epochs}
     phases = open_run(
         backbone, train_data, dev_data, output, tokenizer, settings, identity, config, num_layers
@@ -127,9 +139,10 @@ def open_run(
     config: ConfigFields,
     num_layers: int | None = None,
 ) -> Phases:
-    """A model as it starts and the folder of its run, everything checked.
+    """Check the arguments; build the initial model and open the run's folder.
 
-    The arguments are those of `train`; `identity_of_settings` is what of them decides the result.
+    The arguments are those of `train`. `identity_of_settings` has the settings that affect the
+    result.
     """
     trunks = plan_trunks(train_data["labels"], settings.held_out, settings.folds, settings.seed)
     if config.get("problem_type") == "regression":
@@ -154,7 +167,10 @@ def open_run(
 
 
 def without_policies(config: ConfigFields) -> ConfigFields:
-    """What is left to a model whose policies are never trained; those it has are small."""
+    """The configuration of a model whose policies are never trained: without their fields.
+
+    Its policies read predictions, where they can, because these are the smallest.
+    """
     kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
     if config.get("problem_type") != "regression":
         kept["policy_input"] = "prediction"
@@ -164,8 +180,10 @@ def without_policies(config: ConfigFields) -> ConfigFields:
 def _start(
     backbone: str | os.PathLike[str], num_layers: int | None, config: ConfigFields, seed: int
 ) -> ConsistentEEForSequenceClassification:
-    """The model before training. A seed gives one trunk, whatever the policies are like, so that
-    exits can be compared on equal ones.
+    """The model before training.
+
+    The weights of trunk and classifiers depend on the seed but not on the policies, so that
+    different exits can be compared on the same trunk.
     """
     set_seed(seed)
     build = ConsistentEEForSequenceClassification.from_backbone
@@ -183,7 +201,7 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
     classes = model.num_labels
     if model.config.regression:
         if not np.isfinite(labels).all():
-            raise ValueError(f"{name}: expected finite numbers as labels, got others too")
+            raise ValueError(f"{name}: expected finite numbers as labels, got NaN or infinity")
     elif labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"{name}: expected labels in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
@@ -191,13 +209,13 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
     longest = max(data["length"])
     if longest > model.max_length:
         raise ValueError(
-            f"{name}: expected rows of at most {model.max_length} tokens, the positions the "
-            f"encoder has, got {longest}"
+            f"{name}: expected rows of at most {model.max_length} tokens, the encoder's number of "
+            f"positions, got {longest}"
         )
 
 
 def fingerprint(data: Dataset) -> str:
-    """What tells the rows of a data set, their order included, from any other."""
+    """A hash of the token ids and labels of a data set, in their order."""
     digest = hashlib.sha256()
     for rows in data.select_columns(["input_ids", "labels"]).iter(1000):
         digest.update(json.dumps(rows).encode())

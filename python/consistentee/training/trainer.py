@@ -1,6 +1,4 @@
-"""One training phase: a Trainer whose loss sees the batch and whose heads have their own learning
-rate.
-"""
+"""The Trainer of one phase."""
 
 from __future__ import annotations
 
@@ -24,14 +22,14 @@ from consistentee.measures.layer_outputs import MODEL_INPUTS
 from consistentee.training.distributed import processes
 from consistentee.training.losses import Loss
 
-EXIT_INPUTS = ("states", "exit_logits", "alpha")  # what policies may be trained on
+EXIT_INPUTS = ("states", "exit_logits", "alpha")  # inputs of `PolicyNetwork`
 
 
 class EpochSampler(Sampler[int]):
-    """The rows in an order that follows from seed and epoch; rows of like length share a batch.
+    """Rows in an order determined by seed and epoch; rows of similar length share a batch.
 
     Args:
-        data: with a column ``length``, or rows in any order.
+        data: has a column ``length``; without one, any rows may share a batch.
         batch_size: rows of a step, over all processes.
         seed: of the order.
     """
@@ -44,6 +42,7 @@ class EpochSampler(Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next iteration, for its order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -56,7 +55,7 @@ class EpochSampler(Sampler[int]):
 
 
 class PhaseProgress(ProgressCallback):
-    """One bar a phase, with its name and its last loss, in place of a line an epoch."""
+    """One progress bar for each phase, with its name and its last loss."""
 
     training_bar: Any  # None on all processes but one
 
@@ -65,6 +64,7 @@ class PhaseProgress(ProgressCallback):
         self.phase = phase
 
     def on_train_begin(self, *args: Any, **options: Any) -> None:
+        """Open the bar and name it after the phase."""
         super().on_train_begin(*args, **options)
         if self.training_bar is not None:
             self.training_bar.set_description(self.phase)
@@ -77,25 +77,26 @@ class PhaseProgress(ProgressCallback):
         logs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        """Show the last loss."""
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
 
     def close(self) -> None:
-        """End the line, so that what is printed next begins one."""
+        """Close the bar, which ends its line."""
         if self.training_bar is not None:
             self.training_bar.close()
 
 
 class PhaseTrainer(Trainer):
-    """A Trainer whose loss sees the whole batch and whose heads have their own learning rate.
+    """A Trainer whose loss gets the whole batch and whose heads have their own learning rate.
 
-    Linear decay after a short warm-up; one checkpoint an epoch, the last one kept. (A checkpoint
-    inside an epoch could not be continued exactly: the order of the rows is not part of it.)
+    Linear decay after a short warm-up. It saves a checkpoint after each epoch and keeps the last.
+    (Inside an epoch training could not be resumed exactly: the order of rows is not saved.)
 
-    Processes share the rows of a step; their order follows from seed and epoch alone.
+    Processes share the rows of a step; the order of rows depends on seed and epoch only.
 
     Args:
-        phase: its name, for messages.
+        phase: the phase's name, for messages.
         loss: the phase's loss.
         output_dir: the folder of the checkpoints.
         epochs: passes over the rows.
@@ -103,14 +104,13 @@ class PhaseTrainer(Trainer):
         seed: of the order of rows and the dropout.
         head_learning_rate: peak learning rate of ``heads.*``.
         learning_rate: peak learning rate of ``backbone.*``.
-        bf16: compute the model in bfloat16 where autocast does; weights and loss stay float32.
-        policies_alone: the model is a `PolicyNetwork`, which reads states of a trunk that has run
-            already: no dropout, as its inputs had none; no checkpoints, as the phase is too short
-            to be worth going on with; and one thread, as steps so small gain nothing from several
-            and wait for each of them where these are busy.
-        alpha_range: of an adjustable model: each row of each batch gets an alpha drawn from it, its
-            logarithm uniformly, which policies and loss go by.
-        options: of the Trainer: the model, the data, the collator.
+        bf16: run the model under bfloat16 autocast; weights and loss stay float32.
+        policies_alone: the model is a `PolicyNetwork` on states computed before. It is trained
+            without dropout, because its inputs had none; not checkpointed, because the phase is
+            short; and single-threaded, because its steps are too small to parallelise.
+        alpha_range: of an adjustable model: each row of each batch gets an alpha drawn
+            log-uniformly from this range, for policies and loss.
+        options: of the Trainer: model, data, collator.
     """
 
     def __init__(
@@ -163,6 +163,7 @@ class PhaseTrainer(Trainer):
         self.alpha_range = alpha_range
 
     def train(self, *args: Any, **options: Any) -> Any:
+        """Train the phase, policies alone on one thread."""
         threads = torch.get_num_threads()
         torch.set_num_threads(1 if self.policies_alone else threads)
         try:
@@ -175,6 +176,7 @@ class PhaseTrainer(Trainer):
         return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """An optimizer with learning rates for the backbone and for the heads."""
         module = self.model if model is None else model
         assert module is not None
         if self.optimizer is None:
@@ -203,6 +205,11 @@ class PhaseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
+        """The phase's loss of a batch, for which each row draws its alpha from a range, if any.
+
+        Raises:
+            RuntimeError: the loss is not finite.
+        """
         model.train(not self.policies_alone)
         if self.alpha_range is not None:
             low, high = self.alpha_range
@@ -221,8 +228,8 @@ class PhaseTrainer(Trainer):
 
 
 def has_native_bf16() -> bool:
-    """Whether the device that trains has instructions for products of bfloat16 matrices."""
+    """Whether the training device has instructions for bfloat16 matrix products."""
     if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

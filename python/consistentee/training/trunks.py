@@ -29,7 +29,7 @@ class Trunk:
 
     @property
     def suffix(self) -> str:
-        """What the names of this trunk's phases end in."""
+        """Suffix of the names of this trunk's phases."""
         return f".{self.name}" if self.name else ""
 
 
