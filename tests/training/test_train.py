@@ -23,7 +23,6 @@ from consistentee_ext import FastEarlyExitEncoder
 def test_output_is_a_hugging_face_folder(trained):
     assert sorted(path.name for path in trained.iterdir()) == [
         "config.json",
-        "memorized_layers.safetensors",
         "model.safetensors",
         "tokenizer.json",
         "tokenizer_config.json",
@@ -165,7 +164,6 @@ def test_the_trunk_alone_sees_every_row_for_as_many_epochs(letters, tmp_path):
     assert "heads.0.classifier.bias" not in changed
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two")
     assert len(model.heads) == 2
-    assert not (tmp_path / "two" / "memorized_layers.safetensors").exists()
 
 
 def test_regression(letters, tmp_path):

@@ -21,7 +21,6 @@ from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.model.policies import PolicyNetwork
 from consistentee.training.losses import Loss, Losses
-from consistentee.training.memorized import row_hashes, save_memorized_layers
 from consistentee.training.policy_rows import PolicyRows, RowOutputs
 from consistentee.training.run_folder import RunFolder, read_log
 from consistentee.training.settings import TrainingSettings
@@ -70,7 +69,6 @@ class Phases:
         self.collate = DataCollatorWithPadding(tokenizer)
         self.weights = TrunkWeights(model, trunks)
         self.policy_rows = PolicyRows(model, train_data, self.collate, trunks, self.weights)
-        self.memorized: dict[int, int] = {}
         config = model.config
         self.losses = Losses(
             settings.build_estimator(),
@@ -92,7 +90,6 @@ class Phases:
             self.train_trunk(trunk, self.losses.trunk, settings.epochs)
         outputs = self.policy_rows.read()
         correct = self.policy_rows.correct(outputs)
-        self.memorized = _by_hash(row_hashes(self.train_data), memorized_layer(correct))
         for iteration in range(1, settings.iterations + 1):
             if iteration > 1:
                 outputs = self.policy_rows.read()
@@ -119,8 +116,6 @@ class Phases:
         """Write the model and its tokenizer into a folder."""
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
-        if self.memorized:
-            save_memorized_layers(folder, self.memorized)
 
     def train_trunk(self, trunk: Trunk, loss: Loss, epochs: int) -> None:
         """Phase 1: trunk and classifiers, on the rows of `trunk`."""
@@ -249,11 +244,3 @@ class Phases:
 
 def _numbered(phase: str, iteration: int) -> str:
     return phase if iteration == 1 else f"{phase}.{iteration}"
-
-
-def _by_hash(hashes: list[int], layers: Tensor) -> dict[int, int]:
-    """Layers by row hash. Equal rows may differ, in different folds: the deepest counts."""
-    found: dict[int, int] = {}
-    for row, layer in zip(hashes, layers.tolist(), strict=True):
-        found[row] = max(layer, found.get(row, 0))
-    return found

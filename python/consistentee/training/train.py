@@ -66,9 +66,9 @@ def train(
             has segments, ``labels`` (0..C-1 or, in regression, floating numbers), and ``length`` in
             tokens; see `consistentee.data.encode.encode`.
         dev_data: like `train_data`; measured after each phase, never trained on.
-        output: the folder to make: config.json, model.safetensors, the tokenizer,
-            memorized_layers.safetensors and training_log.json. It appears at the end, complete;
-            until then checkpoints and results are in ``<output>.partial``.
+        output: the folder to make: config.json, model.safetensors, the tokenizer and
+            training_log.json. It appears at the end, complete; until then checkpoints and results
+            are in ``<output>.partial``.
         tokenizer: the backbone's.
         settings: how to train.
         config: fields of `ConsistentEEConfig`, such as ``id2label``, ``pooling``, ``policy_input``
