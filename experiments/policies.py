@@ -31,7 +31,7 @@ from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.model.policies import PolicyNetwork
 from consistentee.training.phases import Phases
-from consistentee.training.prepare import Prepared, prepare, training_fields
+from consistentee.training.prepare import Prepared, prepare
 from consistentee.training.settings import TrainingSettings
 from consistentee.training.train import open_run
 
@@ -61,7 +61,10 @@ def main() -> None:
     parser.add_argument("--folds", type=int, help="in place of what the task has")
     arguments = parser.parse_args()
     task = find_task(arguments.task)
-    settings, config = training_fields(task.fields(), {"folds": arguments.folds})
+    fields, config = task.training()
+    settings = TrainingSettings(**fields)
+    if arguments.folds is not None:
+        settings = replace(settings, folds=arguments.folds)
     data = prepare(get_model_path(), load_task(task, [arguments.data]), 128, config)
     runs = [
         one_seed(data, arguments.output / f"{task.name}-{seed}", replace(settings, seed=seed))
@@ -85,15 +88,15 @@ def one_seed(data: Prepared, output: Path, settings: TrainingSettings) -> dict[s
     base = start(data, output / "trunk", settings, {})
     for trunk in base.trunks:
         base.train_trunk(trunk, base.losses.trunk, settings.epochs)
-    unseen = base.read_unseen()
-    correct = base.correct(unseen)
+    outputs = base.policy_rows.read()
+    correct = base.policy_rows.correct(outputs)
     test = exit_outputs(base.model, data.test, DataCollatorWithPadding(data.tokenizer))
     right = correct_layers(test.exit_logits, torch.tensor(data.test["labels"]))
     confidence = exit_scores("confidence", test.exit_logits, test.policy_logits)
     found = {"confidence": threshold_curve(confidence, right)}
     for number, (name, (changes, fields)) in enumerate(VARIANTS.items()):
         variant = start(data, output / f"variant-{number}", replace(settings, **changes), fields)
-        variant.train_policies("policies", unseen, correct)
+        variant.train_policies("policies", outputs, correct)
         found |= {name + read: curve for read, curve in curves_of(variant, test, right).items()}
     return {name: [curve.at_ratio(r) for r in RATIOS] for name, curve in found.items()}
 

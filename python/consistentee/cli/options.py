@@ -15,7 +15,7 @@ import typer
 from consistentee.training.estimators import EstimatorName
 from consistentee.training.objective import Reward
 from consistentee_ext.criteria import POLICY_INPUTS
-from consistentee_ext.heads import POOLINGS
+from consistentee_ext.exits.head import POOLINGS
 
 Option = typer.Option
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, or a name on the hub.")]

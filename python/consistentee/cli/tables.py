@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from consistentee.measures.metrics import METRICS, Quality
+from consistentee.measures.metrics import Quality
+from consistentee_ext.configuration import METRICS
 
 if TYPE_CHECKING:
     from consistentee.atomic_files import Json  # at run time it would import `datasets`

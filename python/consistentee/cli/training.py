@@ -18,7 +18,8 @@ from consistentee.cli.options import (
     expand_options,
 )
 from consistentee.cli.tables import figure, show, show_average, show_comparison
-from consistentee.measures.metrics import Metric, Quality
+from consistentee.measures.metrics import Quality
+from consistentee_ext.configuration import Metric
 
 
 @expand_options

@@ -1,4 +1,4 @@
-"""What a trained trunk makes of rows, and how its exits would fare on them."""
+"""Outputs of every layer of a trained model on a table, and the figures its exits would have."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def exit_outputs(
     collate: DataCollatorWithPadding,
     batch_size: int = 64,
 ) -> ConsistentEEOutput:
-    """Every layer's states, logits and policy logits of each row, in the order of `data`, on the
-    CPU.
+    """Every layer's states, logits and policy logits of each row, in the order of `data`.
+
+    All on the CPU.
     """
     states = pooled_states(model, data, collate, batch_size)
     output = model.eval()(pooled_states=states)
@@ -54,7 +55,7 @@ def exit_outputs(
 
 
 def exit_report(output: ConsistentEEOutput, labels: Tensor, config: Any) -> dict[str, Any]:
-    """How rows fare that leave at the first layer whose score is above the threshold.
+    """Figures of rows that leave at the first layer whose score is above the threshold.
 
     Args:
         output: from `exit_outputs`.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+
 @dataclass(frozen=True)
 class Quality:
     """The quality of a model's answers to a table, by one metric.
