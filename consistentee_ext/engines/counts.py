@@ -7,28 +7,30 @@ from collections import deque
 import torch
 from torch import Tensor
 
-# Counts that a device may still write, each with the event behind their last kernel.
-_in_flight: deque[tuple[torch.cuda.Event, Tensor]] = deque()
+# What a device may still write or read, each with the event behind the last kernel of the pass.
+_in_flight: deque[tuple[torch.cuda.Event, object]] = deque()
 
 
 def _drop_finished() -> None:
     while _in_flight:
-        event, totals = _in_flight.popleft()
+        event, kept = _in_flight.popleft()
         if not event.query():
-            _in_flight.appendleft((event, totals))
+            _in_flight.appendleft((event, kept))
             return
 
 
 class Counts:
     """Rows and tokens left after each exit step: the device writes them to memory of the host.
 
-    A pass ends on the host while kernels that write are still to run, and torch's allocator of
-    pinned memory does not know of them: `close` keeps the memory until they have.
+    A pass ends on the host while its kernels are still to run, and torch's allocators do not know
+    of all that they use: `close` keeps the counts' pinned memory until they have run, and `used`,
+    which a caller may drop meanwhile (thresholds that others replace, say).
     """
 
-    def __init__(self, exits: int, device: torch.device) -> None:
+    def __init__(self, exits: int, device: torch.device, used: object = None) -> None:
         _drop_finished()
         self._device = device
+        self._used = used
         self._on_device = device.type == "cuda"
         self._totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
         self._events: list[torch.cuda.Event] = []
@@ -55,4 +57,4 @@ class Counts:
         """No exit step is launched any more."""
         self.mark()
         if self._events:
-            _in_flight.append((self._events[-1], self._totals))
+            _in_flight.append((self._events[-1], (self._totals, self._used)))

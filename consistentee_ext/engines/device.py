@@ -63,7 +63,8 @@ class DeviceEngine(Engine):
             max_length = int(batch.cu_seqlens.diff().max()) if len(batch.row_ids) else 0
         if not len(batch.row_ids):
             return batch
-        with closing(Counts(len(self.exits.layers), batch.hidden.device)) as counts:
+        exits = self.exits
+        with closing(Counts(len(exits.layers), batch.hidden.device, used=exits)) as counts:
             return self._run(batch, first, last, max_length, results, counts)
 
     def _run(

@@ -125,7 +125,9 @@ class Exits:
         values = [[self.threshold_by_layer.get(layer, 1.0)] for layer in self.by_layer]
         bias = self.last.weights.classifier_bias
         object.__setattr__(self, "num_classes", len(bias))
-        object.__setattr__(self, "_thresholds", torch.tensor(values, device=bias.device))
+        object.__setattr__(
+            self, "_thresholds", torch.tensor(values, dtype=torch.float32, device=bias.device)
+        )
 
     @property
     def layers(self) -> tuple[int, ...]:

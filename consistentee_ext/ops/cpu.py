@@ -96,12 +96,13 @@ def exit_step(
     results: ExitResults,
 ) -> PackedBatch:
     """Classify, decide, write the results; the batch of the rows that stay."""
-    arguments = (batch, pooled, weights, decision, results)
     try:
-        survivors = torch.ops.consistentee.exit_step.default(**exit_arguments(*arguments))
+        survivors = torch.ops.consistentee.exit_step.default(
+            *batch, pooled, **exit_arguments(weights, decision, results)
+        )
     except RuntimeError:
         # Hot path: the Python checks run only after the op has refused, to name the argument. The
         # op writes nothing before it has checked everything.
-        check_exit_step(*arguments)
+        check_exit_step(batch, pooled, weights, decision, results)
         raise
     return PackedBatch(*survivors) if survivors[1].numel() else batch

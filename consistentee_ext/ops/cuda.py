@@ -57,7 +57,9 @@ def exit_step_async(
 ) -> PackedBatch:
     """The exit step with results that have room for all rows."""
     survivors = torch.ops.consistentee.exit_step_async.default(
-        **exit_arguments(batch, pooled, weights, decision, results),
+        *batch,
+        pooled,
+        **exit_arguments(weights, decision, results),
         tickets=tickets,
         totals=totals,
     )

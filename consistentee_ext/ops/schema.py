@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
-
 from consistentee_ext.criteria import CRITERIA, POLICY_INPUTS
-from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.packed import ExitDecision, ExitResults
 from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
 
 # As csrc/kernels/exit_head.h and csrc/kernels/score.h number them.
@@ -31,16 +29,10 @@ def head_arguments(weights: HeadWeights) -> dict[str, Any]:
 
 
 def exit_arguments(
-    batch: PackedBatch,
-    pooled: Tensor,
-    weights: HeadWeights,
-    decision: ExitDecision,
-    results: ExitResults,
+    weights: HeadWeights, decision: ExitDecision, results: ExitResults
 ) -> dict[str, Any]:
-    """The arguments of an exit step; -1 is no criterion's number."""
+    """The keyword arguments of an exit step; -1 is no criterion's number."""
     return {
-        **batch._asdict(),
-        "pooled": pooled,
         **head_arguments(weights),
         **decision._asdict(),
         "criterion": CRITERION_CODES.get(decision.criterion, -1),

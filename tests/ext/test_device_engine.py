@@ -369,15 +369,16 @@ class Event:
 
 def test_counts_stay_until_the_device_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that a kernel is still to write must not go to anybody else."""
-    in_flight: deque[tuple[Event, torch.Tensor]] = deque()
+    in_flight: deque[tuple[Event, object]] = deque()
     monkeypatch.setattr(counts_module, "_in_flight", in_flight)
     events = [Event(), Event()]
     for event in events:
-        counts = Counts(1, torch.device("cpu"))
+        counts = Counts(1, torch.device("cpu"), used=event)
         counts._events.append(event)
         counts.close()
     Counts(1, torch.device("cpu"))
     assert [event for event, _ in in_flight] == events
+    assert [used for _, (_, used) in in_flight] == events
     events[0].came = True
     Counts(1, torch.device("cpu"))
     assert [event for event, _ in in_flight] == events[1:]

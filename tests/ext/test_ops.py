@@ -232,7 +232,11 @@ def op_arguments(policy_input: str | None = "both") -> dict[str, Any]:
     batch = make_batch([3, 1, 4], 16, torch.float32)
     weights, results = make_weights(16, 2, policy_input), make_results(6, 2)
     decision = decide_by(results, "policy", torch.full((6,), 0.5))
-    return exit_arguments(batch, torch.randn(3, 16), weights, decision, results)
+    return {
+        **batch._asdict(),
+        "pooled": torch.randn(3, 16),
+        **exit_arguments(weights, decision, results),
+    }
 
 
 @native

@@ -40,7 +40,9 @@ class _Head(NamedTuple):
 
 @triton.jit
 def _tanh(x: tl.tensor) -> tl.tensor:
-    """The hyperbolic tangent to 3e-7: a polynomial near zero, where ``1 - 2 / (exp(2|x|) + 1)`` would cancel."""
+    """The hyperbolic tangent to 3e-7: a polynomial near zero, where ``1 - 2 / (exp(2|x|) + 1)``
+    would cancel.
+    """
     z = x * x
     p = -5.70498872745e-3 * z + 2.06390887954e-2
     p = p * z - 5.37397155531e-2

@@ -1,6 +1,7 @@
 // exit_step: classifier, policy, decision and results of B rows in one pass, then compaction.
 
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "cpu/exit/exit.h"
@@ -21,7 +22,7 @@ std::optional<PackedRows> exit_rows(
     using scalar_t = decltype(element);
     const int64_t blocks = (batch.rows + kRowBlock - 1) / kRowBlock;
     torch::stable::parallel_for(0, blocks, 2, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(exit_scratch(head));
+      const std::unique_ptr<float[]> scratch(new float[exit_scratch(head)]);  // no zeros needed
       kernels.exit_rows(
           head,
           decision,
@@ -31,7 +32,7 @@ std::optional<PackedRows> exit_rows(
           std::min(end * kRowBlock, batch.rows),
           results,
           keep.data(),
-          scratch.data());
+          scratch.get());
     });
   });
   if (std::find(keep.begin(), keep.end(), 0) == keep.end()) return std::nullopt;
