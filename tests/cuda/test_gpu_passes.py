@@ -1,4 +1,4 @@
-"""On a GPU: whole passes against plain PyTorch, whoever else runs beside them."""
+"""On a GPU: whole passes against plain PyTorch, alone and beside other work."""
 
 from __future__ import annotations
 

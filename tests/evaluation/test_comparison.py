@@ -15,6 +15,7 @@ from consistentee.evaluation import comparison as comparison_module
 from consistentee.evaluation.comparison import average, compare
 from consistentee.evaluation.evaluate import load_model
 from consistentee.training.settings import TrainingSettings
+from consistentee_ext.criteria import PLAIN_CRITERIA
 
 WORDS = [*"abcdefghij"]
 SETTINGS = TrainingSettings(
@@ -68,7 +69,7 @@ def test_every_method_is_measured_on_the_test_rows(run, splits):
     assert result["rows"] == 40
     assert result["seeds"] == [5, 6]
     assert list(result["methods"]) == [
-        *("ConsistentEE", "confidence", "entropy", "patience", "energy", "truncation"),
+        *("ConsistentEE", *PLAIN_CRITERIA, "truncation"),
         *("ConsistentEE, by confidence", "oracle"),
     ]
     for at, seed in enumerate((5, 6)):

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import gc
+import sys
 from functools import partial
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -13,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
 
+import consistentee_ext
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.engines.eager import EagerEngine
@@ -316,3 +320,29 @@ def test_opcheck() -> None:
             advance_arguments(engine),
             test_utils="test_schema",  # no shape without the engine: it cannot be traced
         )
+
+
+def test_a_pass_is_few_frames_and_two_calls_into_cpp() -> None:
+    """In a small batch Python is the cost: packing is one call, all layers and exits another."""
+    encoder = FastEarlyExitEncoder(tiny_model(), threshold=0.6)
+    encoder(**BATCH)
+    package = str(Path(consistentee_ext.__file__).parent)
+    frames: list[str] = []
+    calls: list[str] = []
+
+    def record(frame: FrameType, event: str, argument: object) -> None:
+        if event != "call":
+            return
+        if frame.f_code.co_filename.startswith(package):
+            frames.append(frame.f_code.co_name)
+        called = frame.f_locals.get("self")
+        if isinstance(called, torch._ops.OpOverload) and called.namespace == "consistentee":
+            calls.append(called.name())
+
+    sys.setprofile(record)
+    try:
+        encoder(**BATCH)
+    finally:
+        sys.setprofile(None)
+    assert calls == ["consistentee::pack", "consistentee::engine_advance"]
+    assert len(frames) <= 11, frames

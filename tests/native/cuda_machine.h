@@ -215,7 +215,7 @@ void begin_block(Block& block, dim3 index, int threads, int64_t memory) {
     block.fibers[t].thread = t;
     block.fibers[t].wait = Wait::kNone;
   }
-  // Whoever reads what nobody wrote finds a NaN, or a flag of either value.
+  // A read of memory that was never written gives a NaN, or a flag of either value.
   block.dynamic_shared.resize(memory / sizeof(float) + kGuard);
   std::memset(block.dynamic_shared.data(), 0xff, block.dynamic_shared.size() * sizeof(float));
   block.static_shared.assign(machine.shared_size, machine.draw(2) ? '\xff' : '\0');

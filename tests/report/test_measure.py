@@ -27,6 +27,7 @@ from consistentee.report.measure import (
     time_thresholds,
 )
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.criteria import PLAIN_CRITERIA
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnop"]
 CLASSES = ["tea", "coffee", "milk"]
@@ -110,7 +111,7 @@ def test_what_is_measured_is_what_is_evaluated(report: Report, rows: list[Row]) 
 def test_curves_of_the_same_weights(report: Report, rows: list[Row]) -> None:
     assert list(report.curves) == [
         "this checkpoint, by policy",
-        *(f"by {name}, same weights" for name in ("confidence", "entropy", "patience", "energy")),
+        *(f"by {name}, same weights" for name in PLAIN_CRITERIA),
         "every row stops at this layer",
         "oracle",
     ]

@@ -45,7 +45,7 @@ def load(backbone: Path, phase: Recorder) -> ConsistentEEForSequenceClassificati
 
 
 def states_of(backbone: Path, phase: Recorder, rows: Dataset) -> torch.Tensor:
-    """What the trunk that a phase left makes of rows, one by one."""
+    """Outputs of the trunk that a phase left, row by row."""
     model = load(backbone, phase)
     with torch.no_grad():
         ids = [torch.tensor([row["input_ids"]]) for row in rows]

@@ -39,15 +39,15 @@ def _captions(report: Report) -> tuple[str, ...]:
     )
     return (
         f"A point of a curve is one threshold; the ring is the one measured here. {others}",
-        "Rows that leave at each layer; the last takes whoever is still there.",
+        "Rows that leave at each layer; at the last one, all that are left.",
         "Memorized Layer: from there on every layer answers the row right; L where the last one "
         "is wrong. The stronger a square, the more rows of its column leave there.",
         "Answers at the early layers that rows reach, in bins of like score and equal size: the "
         "higher the score, the more of them should be right.",
         "Classes from the shallowest to the deepest, with accuracy and rows"
         + (", the ten of either end." if len(report.classes) > 20 else "."),
-        "The engine at several thresholds, tokenisation aside, beside the time that the layers "
-        "saved promise.",
+        "The engine at several thresholds, without tokenisation, beside the time it would take "
+        "were time in proportion to layers.",
     )
 
 

@@ -1,0 +1,51 @@
+"""Training on encoders of other families than BERT, and the engine on what it leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.letters import SETTINGS, WORDS, letters_on, tokenizer
+from transformers import AutoConfig, AutoModel
+
+from consistentee.evaluation.evaluate import load_model
+from consistentee.training.train import train
+from consistentee_ext import FastEarlyExitEncoder
+
+SIZES: dict[str, Any] = {
+    "vocab_size": len(WORDS),
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 20,
+    "pad_token_id": 0,
+}
+FAMILIES = ("camembert", "data2vec-text", "distilbert", "ernie", "roberta", "xlm-roberta")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family_is_trained_and_run(family: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    backbone = tmp_path / "backbone"
+    AutoModel.from_config(AutoConfig.for_model(family, **SIZES)).save_pretrained(backbone)
+    _, rows, dev = letters_on(backbone)
+    if family == "distilbert":  # its tokenizers give no segments
+        rows, dev = (table.remove_columns("token_type_ids") for table in (rows, dev))
+    output = tmp_path / "model"
+    train(backbone, rows, dev, output, tokenizer(), SETTINGS)
+
+    batch = {name: dev[name] for name in ("input_ids", "attention_mask")}
+    longest = max(map(len, batch["input_ids"]))
+    padded = {
+        name: torch.tensor([row + [0] * (longest - len(row)) for row in column])
+        for name, column in batch.items()
+    }
+    with torch.no_grad():
+        expected = load_model(output).eval()(**padded).logits
+    encoder = FastEarlyExitEncoder.from_pretrained(output, threshold=1.0)
+    found = encoder(**padded)
+    assert found.exit_layers.tolist() == [2] * len(dev)
+    torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
