@@ -14,10 +14,15 @@ from transformers import AutoTokenizer
 
 from consistentee_ext.backend import select_backend
 from consistentee_ext.checkpoint import load_checkpoint
-from consistentee_ext.criteria import check_criterion
 from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
-from consistentee_ext.exits.exits import Exits, choose_exit_layers, model_exits, resolve_thresholds
+from consistentee_ext.exits.exits import (
+    Exits,
+    check_exit_criterion,
+    choose_exit_layers,
+    model_exits,
+    resolve_thresholds,
+)
 from consistentee_ext.exits.head import alpha_feature, check_alpha
 from consistentee_ext.families import find_backbone, read_stack
 from consistentee_ext.families.reader import Reader
@@ -89,15 +94,10 @@ class FastEarlyExitEncoder:
         by_layer = {layer: by_layer[layer] for layer in self.exit_layers}
         if criterion is None:
             criterion = getattr(config, "criterion", "confidence")
-        check_criterion(criterion)
-        early = self.exit_layers[:-1]
-        if criterion == "policy" and any(
-            by_layer[layer].weights.policy_input is None for layer in early
-        ):
-            raise ValueError("criterion: expected one that needs no policy, as the model has none")
         if threshold is None:
             threshold = getattr(config, "threshold", 0.5)
-        exits = Exits(by_layer, criterion, resolve_thresholds(threshold, early))
+        thresholds = resolve_thresholds(threshold, self.exit_layers[:-1])
+        exits = Exits(by_layer, check_exit_criterion(criterion, by_layer), thresholds)
         pooling = exits.last.pooling
         reader = Reader(backbone.config, self.dtype, self.device, pooling, _consume)
         stack = read_stack(backbone, reader)
@@ -162,8 +162,15 @@ class FastEarlyExitEncoder:
 
     @property
     def criterion(self) -> str:
-        """The exit criterion, one of `consistentee_ext.criteria.CRITERIA`."""
+        """The exit criterion, one of `consistentee_ext.criteria.CRITERIA`.
+
+        Set another one; it holds from the next call on.
+        """
         return self._engine.exits.criterion
+
+    @criterion.setter
+    def criterion(self, value: str) -> None:
+        self._set_exits(criterion=check_exit_criterion(value, self._engine.exits.by_layer))
 
     @property
     def alpha(self) -> float | None:

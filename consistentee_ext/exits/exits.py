@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from consistentee_ext.criteria import check_threshold
+from consistentee_ext.criteria import check_criterion, check_threshold
 from consistentee_ext.exits.head import ExitHead, Policy
 from consistentee_ext.families import FAMILIES
 from consistentee_ext.ops.onednn import prepack
@@ -171,6 +171,15 @@ def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -
     if unknown:
         raise ValueError(f"exit_layers: expected some of {sorted(available)}, got {unknown[0]!r}")
     return tuple(sorted({*chosen, last}))
+
+
+def check_exit_criterion(criterion: object, by_layer: Mapping[int, Exit]) -> str:
+    """The criterion; raises ValueError unless it is one that these exits can decide by."""
+    name = check_criterion(criterion)
+    *early, _ = by_layer.values()
+    if name == "policy" and any(exit_.weights.policy_input is None for exit_ in early):
+        raise ValueError("criterion: expected one that needs no policy, as the model has none")
+    return name
 
 
 def resolve_thresholds(

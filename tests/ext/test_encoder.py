@@ -17,6 +17,7 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel
 from consistentee.measures.exit_scores import leave_at
 from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext import encoder as encoder_module
 
 NEAR = 1e-3  # a probability this near its threshold may fall on either side
 
@@ -290,6 +291,8 @@ def test_bad_construction_names_the_argument() -> None:
         FastEarlyExitEncoder(model, exit_layers=2)
     with pytest.raises(ValueError, match="criterion: expected one of"):
         FastEarlyExitEncoder(model, criterion="mood")
+    with pytest.raises(ValueError, match="criterion: expected one of"):
+        FastEarlyExitEncoder(model).criterion = "mood"
     with pytest.raises(ValueError, match="dtype: expected one of"):
         FastEarlyExitEncoder(model, dtype=torch.float64)
     for device in ("cuda:99", "toaster"):
@@ -353,3 +356,31 @@ def test_every_backend_follows_alpha(backend: str) -> None:
         assert found.exit_layers.tolist() == expected.tolist()
         seen.add(tuple(expected.tolist()))
     assert len(seen) > 1
+
+
+def test_criterion_and_threshold_set_between_calls(backend: str) -> None:
+    model, batch = tiny_model(), random_batch([5, 3, 9, 12])
+    encoder = FastEarlyExitEncoder(model, threshold=0.6, backend=backend)
+    encoder.criterion, encoder.threshold = "entropy", 0.3
+    expected = FastEarlyExitEncoder(model, criterion="entropy", threshold=0.3, backend=backend)
+    assert encoder.criterion == "entropy"
+    assert torch.equal(encoder(**batch).exit_scores, expected(**batch).exit_scores)
+
+
+def test_a_pass_keeps_the_threshold_it_began_with(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """Another thread may set it in the middle."""
+    batch = random_batch([5, 3, 9, 12])
+    encoder = FastEarlyExitEncoder(tiny_model(seed=3), threshold=0.6, backend=backend)
+    expected = encoder(**batch)
+    pack = encoder_module.pack_inputs
+
+    def setting(*arguments: object) -> object:
+        encoder.threshold = 1.0  # after the call has begun
+        return pack(*arguments)
+
+    monkeypatch.setattr(encoder_module, "pack_inputs", setting)
+    assert torch.equal(encoder(**batch).exit_layers, expected.exit_layers)
+    assert encoder(**batch).exit_layers.tolist() == [4] * 4
+    assert len(set(expected.exit_layers.tolist())) > 1
