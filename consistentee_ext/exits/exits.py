@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from consistentee_ext.criteria import check_criterion, check_threshold
 from consistentee_ext.exits.head import ExitHead, Policy
 from consistentee_ext.families import FAMILIES
+from consistentee_ext.families.reader import expect
 from consistentee_ext.ops.onednn import prepack
 from consistentee_ext.packed import ExitDecision
 from consistentee_ext.weights import HeadWeights, LinearWeights
@@ -97,6 +98,8 @@ def model_exits(
             for layer, head in enumerate(heads, start=1)
         }
     pooler, activation, classifier = FAMILIES[backbone.config.model_type].read_head(model)
+    expect(pooler, nn.Linear, "the head's pooler")
+    expect(classifier, nn.Linear, "the classifier")
     return {
         backbone.config.num_hidden_layers: Exit.from_modules(
             "cls", pooler, activation, classifier, None, dtype, device

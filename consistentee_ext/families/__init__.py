@@ -12,6 +12,7 @@ from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from consistentee_ext.families import bert, distilbert, ernie, roberta
+from consistentee_ext.families.guard import check_modules
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Stack
 
@@ -73,6 +74,7 @@ def find_backbone(model: object) -> nn.Module:
             f"got {type(model).__name__}"
         )
     check_family(backbone.config, "model")
+    check_modules(model)
     return backbone
 
 

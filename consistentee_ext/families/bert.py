@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from consistentee_ext.families.reader import ClassifierHead, Reader
+from torch import nn
+
+from consistentee_ext.families.reader import ClassifierHead, Reader, expect
 from consistentee_ext.layers import Block, Mlp, Stack
 
 
@@ -42,4 +44,6 @@ def read_block(reader: Reader, layer: Any) -> Block:
 
 def read_head(model: Any) -> ClassifierHead:
     """The head of a `BertForSequenceClassification`."""
-    return ClassifierHead(model.base_model.pooler.dense, "tanh", model.classifier)
+    pooler = model.base_model.pooler
+    expect(pooler.activation, nn.Tanh, "the pooler's activation")
+    return ClassifierHead(pooler.dense, "tanh", model.classifier)

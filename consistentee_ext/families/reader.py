@@ -22,6 +22,21 @@ class ClassifierHead(NamedTuple):
     classifier: nn.Linear
 
 
+def expect(module: Any, kind: type[nn.Module], name: str) -> Any:
+    """The module, which must be of this kind; `name` says where it is.
+
+    Raises:
+        ValueError: it is of another kind, or lacks a bias.
+    """
+    if not isinstance(module, kind):
+        raise ValueError(
+            f"model: expected {name} to be a {kind.__name__}, got {type(module).__name__}"
+        )
+    if getattr(module, "bias", True) is None:
+        raise ValueError(f"model: expected {name} to have a bias, got none")
+    return module
+
+
 @dataclass(frozen=True)
 class Reader:
     """What the families share in reading a model.
@@ -50,12 +65,15 @@ class Reader:
 
     def linear(self, *modules: nn.Linear, activation: str | None = None) -> LinearWeights:
         """Products of one input side by side, as one."""
+        for module in modules:
+            expect(module, nn.Linear, "every product of a layer")
         weight = torch.cat([self.tensor(module.weight) for module in modules])
         bias = torch.cat([self.tensor(module.bias) for module in modules])
         return prepack(weight, bias, activation)
 
     def norm(self, module: nn.LayerNorm) -> NormWeights:
         """A layer norm with its eps."""
+        expect(module, nn.LayerNorm, "every norm")
         return NormWeights(self.tensor(module.weight), self.tensor(module.bias), module.eps)
 
     def attention(
