@@ -71,8 +71,10 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+# Benchmarks and experiments by mypy's default checks, without the strict ones of pyproject.toml.
 types: install
 	$(BIN)/mypy
+	MYPYPATH=python:bench $(BIN)/mypy --config-file= --ignore-missing-imports --explicit-package-bases bench experiments
 
 $(NEWEST)/.torch:
 	@echo "== $(NEWEST): $(NEWEST_TORCH)"

@@ -6,14 +6,12 @@ of the rows leave.
 
 from __future__ import annotations
 
-from typing import cast
-
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from consistentee_ext.criteria import POLICY_INPUTS
-from consistentee_ext.ops import HostOps, load_ops
+from consistentee_ext.ops import load_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights
 
@@ -47,7 +45,7 @@ def bench_exit_step(
     )
     pooled = normal(ROWS, HIDDEN).to(dtype)
     results = ExitResults.empty(ROWS, CLASSES)
-    exit_step = cast(HostOps, load_ops(backend)).exit_step
+    exit_step = load_ops(backend).exit_step
     decision = ExitDecision("policy", torch.ones(ROWS), layer=1, max_streak=11, last=True)
     exit_step(batch, pooled, weights, decision, results)
     medians = results.exit_scores.median().expand(ROWS)

@@ -18,14 +18,14 @@ from torch import nn
 from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee.model.policies import PolicyNetwork
-from consistentee.training.estimators import Reinforce, exact
+from consistentee.training.estimators import Estimator, Reinforce, exact
 from consistentee.training.losses import Batch, Losses
 from consistentee.training.settings import TrainingSettings
 
 ROWS, TOKENS, WORDS = 32, 25, 30_000
 POLICY_ROWS = TrainingSettings.policy_batch_size
 PLAIN = "plain fine-tuning"
-ESTIMATORS = {"exact": exact, "REINFORCE, K = 8": Reinforce(8)}
+ESTIMATORS: dict[str, Estimator] = {"exact": exact, "REINFORCE, K = 8": Reinforce(8)}
 LOSSES = {
     name: Losses(
         estimator,

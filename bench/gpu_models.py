@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 from exit_shares import EXIT_SHARES, set_exit_shares
@@ -16,7 +16,7 @@ from consistentee_ext.backend import DEVICE_BACKENDS, availability
 from consistentee_ext.checkpoint import EarlyExitModel
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.inputs import pack_inputs
-from consistentee_ext.ops import DeviceOps, load_ops
+from consistentee_ext.ops import load_device_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 
 DTYPE = torch.bfloat16
@@ -160,9 +160,16 @@ class FullDepth:
     def __init__(self, bench: Bench, batch: Batch, backend: str) -> None:
         engine = bench.encoder(backend, exit_layers=[])._engine
         self._stack, self._exit = engine.stack, engine.exits.last
-        self._ops = cast(DeviceOps, load_ops(backend))
+        self._ops = load_device_ops(backend)
         limits = self._stack.embedding.limits
-        inputs = pack_inputs(*batch.values(), limits, bench.device, backend)
+        inputs = pack_inputs(
+            batch["input_ids"],
+            batch["attention_mask"],
+            batch["token_type_ids"],
+            limits,
+            bench.device,
+            backend,
+        )
         self._max_length = inputs.max_length
         self._inputs = inputs.to(bench.device)
         rows = len(inputs.row_ids)
@@ -207,7 +214,7 @@ class ExitStep:
 
     def __init__(self, bench: Bench, batch: PackedBatch, backend: str, leave: float) -> None:
         self._exit = bench.encoder(backend)._engine.exits.by_layer[1]
-        self._batch, self._ops = batch, cast(DeviceOps, load_ops(backend))
+        self._batch, self._ops = batch, load_device_ops(backend)
         rows = len(batch.row_ids)
         self._pooled = torch.randn_like(batch.hidden[:rows])
         self._results = ExitResults.empty(rows, 2, bench.device)

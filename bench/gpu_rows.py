@@ -19,12 +19,22 @@ from roofline import LAUNCH, Card, copy_rows, exit_rows, pooler
 from torch.nn import functional as F
 
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.ops import load_ops
+from consistentee_ext.backend import DEVICE_BACKENDS
+from consistentee_ext.ops import load_device_ops, load_ops
 from consistentee_ext.packed import PackedBatch
 
 LENGTHS = Path(__file__).with_name("lengths.json")
 LENGTH = 128  # tokens of a row, where a row says no other
 LEAVE = 0.2  # of the rows at the exit step that is timed alone
+
+
+def _each(run: Callable[[], object]) -> Run:
+    """A run that does the same whatever its number."""
+    return lambda _: run()
+
+
+def _then_gelu(run: Run) -> Run:
+    return lambda number: F.gelu(run(number))
 
 
 class Figure(NamedTuple):
@@ -118,7 +128,7 @@ def profile(bench: Bench, clock: Clock) -> Iterator[Figure]:
             yield Figure(f"{label}: pass", 1e6 * clock.median(run), "us")
             if kind == "full depth" and bench.backends:
                 graphed = FullDepth(bench, batches[0], bench.backends[0])
-                seconds = clock.replayed(lambda _, graphed=graphed: graphed.run(), 1)
+                seconds = clock.replayed(_each(graphed.run), 1)
                 yield Figure(f"{label}: its launches in a CUDA graph", 1e6 * seconds, "us")
             with torch.profiler.profile(activities=activities) as profiler:
                 for number in range(INPUT_SETS):
@@ -137,7 +147,9 @@ def profile(bench: Bench, clock: Clock) -> Iterator[Figure]:
 def layer_times(bench: Bench, clock: Clock) -> Iterator[Figure]:
     """t_layer(T) at full depth, by graph replays: the cost model, the knee."""
     encoder = bench.encoder(next(iter(bench.backends), None))
-    blocks, ops = encoder._engine.stack.blocks, load_ops(encoder.backend)
+    on_device = encoder.backend in DEVICE_BACKENDS
+    blocks = encoder._engine.stack.blocks
+    ops = (load_device_ops if on_device else load_ops)(encoder.backend)
     times = {}
     for tokens in bench.scale.tokens:
         length = min(tokens, LENGTH)
@@ -163,7 +175,7 @@ def exit_steps(bench: Bench, clock: Clock) -> Iterator[Figure]:
     for backend in bench.backends:
         for rows in bench.scale.exit_rows:
             step = ExitStep(bench, bench.packed([LENGTH] * rows), backend, LEAVE)
-            seconds = clock.replayed(lambda _, step=step: step.run(), 10)
+            seconds = clock.replayed(_each(step.run), 10)
             works = (exit_rows(rows, size), pooler(rows, size), copy_rows(rows, size))
             floor = sum(work.floor(card) for work in works)
             note = (
@@ -206,7 +218,7 @@ def epilogues(bench: Bench, clock: Clock) -> Iterator[Figure]:
     for tokens in bench.scale.product_tokens:
         plain = _product(bench, tokens, size, inner)
         fused = _product(bench, tokens, size, inner, epilogue=True)
-        apart = clock.replayed(lambda i, plain=plain: F.gelu(plain(i)), bench.layers)
+        apart = clock.replayed(_then_gelu(plain), bench.layers)
         yield Figure(f"addmm, then gelu, T = {tokens}", 1e6 * apart, "us")
         together = clock.replayed(fused, bench.layers)
         note = f"{1e6 * (apart - together):.1f} us less"

@@ -30,7 +30,9 @@ def main() -> None:
         run(options.engine, options.checkpoint)
         # Not getrusage: its maximum is inherited from the process that started this one.
         status = Path("/proc/self/status").read_text(encoding="ascii")
-        print(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak is not None
+        print(peak[1])
         return
     with tempfile.TemporaryDirectory() as folder:
         workload = load_workload("bert-base", "sst2", 32)

@@ -14,7 +14,7 @@ import argparse
 import statistics
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.model.policies import PolicyNetwork
 from consistentee.training.phases import Phases
 from consistentee.training.prepare import Prepared, prepare
-from consistentee.training.settings import TrainingSettings
+from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import open_run
 
 PRICES = (0.015, 0.03, 0.06, 0.12, 0.24)
@@ -65,7 +65,8 @@ def main() -> None:
     settings = TrainingSettings(**fields)
     if arguments.folds is not None:
         settings = replace(settings, folds=arguments.folds)
-    data = prepare(get_model_path(), load_task(task, [arguments.data]), 128, config)
+    splits = load_task(task, [arguments.data])
+    data = prepare(get_model_path(), splits, 128, cast(ConfigFields, config))
     runs = [
         one_seed(data, arguments.output / f"{task.name}-{seed}", replace(settings, seed=seed))
         for seed in range(42, 42 + arguments.seeds)
@@ -105,7 +106,7 @@ def start(
     data: Prepared, output: Path, settings: TrainingSettings, fields: dict[str, Any]
 ) -> Phases:
     rows = (data.train, data.dev)
-    config = {**data.config, "policy_input": "both", **fields}
+    config = cast(ConfigFields, {**data.config, "policy_input": "both", **fields})
     output.parent.mkdir(parents=True, exist_ok=True)
     return open_run(
         get_model_path(), *rows, output, data.tokenizer, settings, asdict(settings), config
@@ -126,7 +127,8 @@ def curves_of(variant: Phases, test: ConsistentEEOutput, right: torch.Tensor) ->
         return {"": threshold_curve(scores(None), right)}
     at_price = {f", at {alpha}": threshold_curve(scores(alpha), right) for alpha in PRICES}
     points = {}
-    for alpha in np.geomspace(*alpha_range, 65).tolist():
+    low, high = alpha_range
+    for alpha in np.geomspace(low, high, 65).tolist():
         exits = leave_at(scores(alpha), 0.5)
         points[exits.double().mean().item()] = at_exit(right.double(), exits).mean().item()
     points[float(right.shape[1])] = right[:, -1].double().mean().item()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from consistentee_ext.backend import DEVICE_BACKENDS
 from consistentee_ext.engines.base import Engine
 from consistentee_ext.engines.device import DeviceEngine
@@ -11,16 +9,15 @@ from consistentee_ext.engines.eager import EagerEngine
 from consistentee_ext.engines.native import NativeEngine
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.layers import Stack
-from consistentee_ext.ops import DeviceOps, HostOps, load_ops
+from consistentee_ext.ops import load_device_ops, load_ops
 
 __all__ = ["Engine", "choose_engine"]
 
 
 def choose_engine(stack: Stack, exits: Exits, backend: str, sync: str) -> Engine:
     """The fastest engine of a backend that takes the model; `sync` is for those of a device."""
-    ops = load_ops(backend)
     if backend in DEVICE_BACKENDS:
-        return DeviceEngine(stack, exits, cast(DeviceOps, ops), sync)
+        return DeviceEngine(stack, exits, load_device_ops(backend), sync)
     if backend == "cpu" and NativeEngine.takes(stack, exits):
         return NativeEngine(stack, exits)
-    return EagerEngine(stack, exits, cast(HostOps, ops))
+    return EagerEngine(stack, exits, load_ops(backend))

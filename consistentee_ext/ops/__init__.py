@@ -104,6 +104,11 @@ class DeviceOps(LayerOps, Protocol):
         """`exit_step`, with room for all rows that came."""
 
 
-def load_ops(backend: str) -> LayerOps:
-    """The module of `backend`, whose libraries are imported with it."""
-    return cast(LayerOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
+def load_ops(backend: str) -> HostOps:
+    """The module of ``torch`` or ``cpu``, whose libraries are imported with it."""
+    return cast(HostOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
+
+
+def load_device_ops(backend: str) -> DeviceOps:
+    """The module of ``cuda`` or ``triton``, whose libraries are imported with it."""
+    return cast(DeviceOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))

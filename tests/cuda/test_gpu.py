@@ -9,7 +9,7 @@ from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.inputs import pack_inputs
-from consistentee_ext.ops import device_attention, load_ops, reference
+from consistentee_ext.ops import device_attention, load_device_ops, reference
 from consistentee_ext.packed import InputLimits
 from consistentee_ext.weights import NormWeights
 
@@ -58,7 +58,7 @@ def check_exit_step(
     arguments = (batch, pooled, weights, decision, expected, tickets, totals)
     stay = reference.exit_step_async(*arguments)
     on_host = torch.zeros(2, dtype=torch.int32, pin_memory=CARD)
-    got = load_ops(backend).exit_step_async(
+    got = load_device_ops(backend).exit_step_async(
         on_device(batch),
         pooled.to(DEVICE),
         on_device(weights),
@@ -141,12 +141,12 @@ def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: 
     exact = reference.add_norm(*wide, 1e-5)
     eager = reference.add_norm(hidden, residual.hidden, *norm)
     if pooling is None:
-        assert load_ops(backend).add_norm(hidden, residual.hidden, *norm) is hidden
+        assert load_device_ops(backend).add_norm(hidden, residual.hidden, *norm) is hidden
         assert_near(hidden, exact, eager)
         return
     tickets = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
     where = (residual.cu_seqlens, 512, pooling, tickets)
-    pooled = load_ops(backend).add_norm_pool(hidden, residual.hidden, *norm, *where)
+    pooled = load_device_ops(backend).add_norm_pool(hidden, residual.hidden, *norm, *where)
     assert_near(hidden, exact, eager)
     # The mean is of the rounded tokens, and rounded once; `reference.pool` sums in float32.
     wide = hidden.cpu().double()

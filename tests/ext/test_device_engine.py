@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from support.models import random_batch, tiny_model
+from support.models import pack, random_batch, tiny_model
 from torch.overrides import TorchFunctionMode
 
 from consistentee_ext import FastEarlyExitEncoder
@@ -18,7 +18,7 @@ from consistentee_ext.engines import counts as counts_module
 from consistentee_ext.engines.counts import Counts
 from consistentee_ext.engines.device import KNEE_TOKENS, choose_sync
 from consistentee_ext.engines.eager import EagerEngine
-from consistentee_ext.inputs import PackedInputs, pack_inputs
+from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Embedding
 from consistentee_ext.ops import device_attention, reference
 from consistentee_ext.packed import ExitResults, PackedBatch
@@ -41,10 +41,10 @@ class Device:
     embed = staticmethod(reference.embed)
     linear = staticmethod(reference.linear)
 
-    def attention(self, *arguments: object) -> torch.Tensor:
+    def attention(self, *arguments: Any) -> torch.Tensor:
         return device_attention.attention(*arguments)
 
-    def add_norm(self, hidden: torch.Tensor, *rest: object) -> torch.Tensor:
+    def add_norm(self, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
         self.launches["add_norm"] += LAUNCHES["add_norm"]
         with torch._C.DisableTorchFunction():  # the op's own work is no wait of the host
             return hidden.copy_(reference.add_norm(hidden, *rest))
@@ -119,9 +119,9 @@ class HostWaits(TorchFunctionMode):
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
+def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     fake = Device()
-    monkeypatch.setattr("consistentee_ext.engines.load_ops", lambda backend: fake)
+    monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: fake)
     monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
     read = Counts.read
 
@@ -134,7 +134,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     return fake
 
 
-def encoder_pair(sync: str, **options: object) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
+def encoder_pair(sync: str, **options: Any) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
     model = tiny_model(**options, seed=3)
     on_device = FastEarlyExitEncoder(model, backend="cuda", threshold=0.6, sync=sync)
     plain = FastEarlyExitEncoder(model, threshold=0.6)
@@ -283,9 +283,7 @@ def test_an_advance_layer_by_layer_is_the_whole_pass(
     encoder, plain = encoder_pair(sync, pooling=pooling)
     expected = plain(**BATCH)
     engine, results = encoder._engine, ExitResults.empty(8, 3)
-    batch: PackedInputs | PackedBatch = pack_inputs(
-        *BATCH.values(), encoder._limits, torch.device("cpu"), "torch"
-    )
+    batch: PackedInputs | PackedBatch = pack(BATCH, encoder._limits, "torch")
     for first, last in ((0, 1), (1, 3), (3, 4)):
         batch = engine.advance(batch, first, last, results)
         still = (expected.exit_layers > last).nonzero().flatten().tolist()
@@ -369,7 +367,7 @@ class Event:
 
 def test_counts_stay_until_the_device_has_written_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that a kernel is still to write must not go to anybody else."""
-    in_flight: deque[tuple[Event, object]] = deque()
+    in_flight: deque[tuple[Event, Any]] = deque()
     monkeypatch.setattr(counts_module, "_in_flight", in_flight)
     events = [Event(), Event()]
     for event in events:

@@ -115,7 +115,7 @@ def test_logits_are_the_same_on_the_path_of_a_device(
 ) -> None:
     from test_device_engine import Device
 
-    monkeypatch.setattr("consistentee_ext.engines.load_ops", lambda backend: Device())
+    monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: Device())
     monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
     model, batch = classifier(case), batch_of(case, LENGTHS)
     with torch.no_grad():

@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.models import VOCABULARY, random_batch, tiny_classifier, tiny_model
+from support.models import VOCABULARY, pack, random_batch, tiny_classifier, tiny_model
 
 import consistentee_ext
 from consistentee_ext import FastEarlyExitEncoder
@@ -107,18 +107,23 @@ LIMITS = InputLimits(VOCABULARY, 2, 512)
 
 
 def packed(batch: dict[str, torch.Tensor]) -> PackedInputs:
-    return pack_inputs(*batch.values(), LIMITS, torch.device("cpu"), "cpu")
+    return pack(batch, LIMITS)
+
+
+def native(encoder: FastEarlyExitEncoder) -> NativeEngine:
+    assert isinstance(encoder._engine, NativeEngine)
+    return encoder._engine
 
 
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_an_advance_layer_by_layer_is_the_whole_pass(pooling: str) -> None:
     """Survivors of one advance are what the next one takes, in every engine."""
-    native = FastEarlyExitEncoder(tiny_model(pooling, seed=3), threshold=0.6)._engine
+    whole_pass = native(FastEarlyExitEncoder(tiny_model(pooling, seed=3), threshold=0.6))
     whole = ExitResults.empty(len(BATCH["input_ids"]), 3)
-    left = native.advance(packed(BATCH), 0, 4, whole)
+    left = whole_pass.advance(packed(BATCH), 0, 4, whole)
     assert [tuple(tensor.shape) for tensor in left] == [(0, 32), (1,), (0,)]
     assert len(set(whole.exit_layers.tolist())) > 2
-    for engine in (native, EagerEngine(native.stack, native.exits, cpu)):
+    for engine in (whole_pass, EagerEngine(whole_pass.stack, whole_pass.exits, cpu)):
         results = ExitResults.empty(len(BATCH["input_ids"]), 3)
         inputs = packed(BATCH)
         batch: PackedInputs | PackedBatch = inputs
@@ -136,7 +141,7 @@ def test_an_advance_layer_by_layer_is_the_whole_pass(pooling: str) -> None:
 
 
 def test_other_thresholds_share_the_layers_other_weights_do_not() -> None:
-    engine = FastEarlyExitEncoder(tiny_model(), threshold=0.6)._engine
+    engine = native(FastEarlyExitEncoder(tiny_model(), threshold=0.6))
     exits = engine.exits
     again = engine.with_exits(Exits(exits.by_layer, "entropy", dict.fromkeys((1, 2, 3), 0.3)))
     assert again._number is engine._number
@@ -154,12 +159,12 @@ def test_other_thresholds_share_the_layers_other_weights_do_not() -> None:
 def test_an_engine_is_freed_with_its_owner() -> None:
     encoder = FastEarlyExitEncoder(tiny_model())
     twin = copy.copy(encoder)
-    number = encoder._engine._number.value
+    number = native(encoder)._number.value
     expected = encoder(**BATCH).logits
     del encoder
     gc.collect()
     assert torch.equal(twin(**BATCH).logits, expected)
-    arguments = advance_arguments(twin._engine)
+    arguments = advance_arguments(native(twin))
     torch.ops.consistentee.engine_advance(number, 0, 4, **arguments)
     del twin
     gc.collect()
@@ -195,14 +200,14 @@ def advance_arguments(engine: NativeEngine) -> dict[str, Any]:
     ],
 )
 def test_a_direct_advance_out_of_bounds_raises(changes: dict, message: str) -> None:
-    engine = FastEarlyExitEncoder(tiny_model())._engine
+    engine = native(FastEarlyExitEncoder(tiny_model()))
     arguments = {"first": 0, "last": 4} | advance_arguments(engine) | changes
     with pytest.raises(RuntimeError, match=message):
         torch.ops.consistentee.engine_advance(engine._number.value, **arguments)
 
 
 def test_hidden_states_of_another_size_raise() -> None:
-    engine = FastEarlyExitEncoder(tiny_model())._engine
+    engine = native(FastEarlyExitEncoder(tiny_model()))
     for hidden in (torch.zeros(3, 31), torch.zeros(3, 32).bfloat16()):
         batch = PackedBatch(hidden, torch.tensor([0, 3], dtype=torch.int32), torch.tensor([0]))
         with pytest.raises(RuntimeError, match="hidden: expected a contiguous tensor of shape"):
@@ -212,7 +217,7 @@ def test_hidden_states_of_another_size_raise() -> None:
 def test_what_cannot_be_added_raises() -> None:
     """Exits out of order, a block behind one of first tokens, anything after a pass."""
     library, encoder = torch.ops.consistentee, FastEarlyExitEncoder(tiny_model("cls"))
-    engine = encoder._engine
+    engine = native(encoder)
     *_, first_tokens = engine.stack.blocks
     exits = engine.exits.by_layer
     embedding = engine.stack.embedding
@@ -312,7 +317,7 @@ def test_opcheck() -> None:
     ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     limits = InputLimits(50, 2, 6)._asdict()
     torch.library.opcheck(library.pack.default, (ids, ids > 2, None), limits)
-    engine = FastEarlyExitEncoder(tiny_model(), threshold=0.6)._engine
+    engine = native(FastEarlyExitEncoder(tiny_model(), threshold=0.6))
     for last in (1, 4):
         torch.library.opcheck(
             library.engine_advance.default,

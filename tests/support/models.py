@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.inputs import PackedInputs, pack_inputs
+from consistentee_ext.packed import InputLimits
 
 VOCABULARY = 120
+Model = TypeVar("Model", bound=torch.nn.Module)
 
 
-def tiny_bert_config(**changes: object) -> BertConfig:
-    fields: dict = {
+def tiny_bert_config(**changes: Any) -> BertConfig:
+    fields: dict[str, Any] = {
         "vocab_size": VOCABULARY,
         "hidden_size": 32,
         "num_hidden_layers": 4,
@@ -26,7 +30,7 @@ def tiny_bert_config(**changes: object) -> BertConfig:
     return BertConfig(**(fields | changes))
 
 
-def scramble(model: torch.nn.Module, seed: int) -> torch.nn.Module:
+def scramble(model: Model, seed: int) -> Model:
     """Weights large enough that layers, classes and policies disagree from row to row."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -42,7 +46,7 @@ def tiny_model(
     policy_input: str = "both",
     classes: int = 3,
     seed: int = 1,
-    **bert: object,
+    **bert: Any,
 ) -> ConsistentEEForSequenceClassification:
     config = ConsistentEEConfig(
         tiny_bert_config(**bert), pooling=pooling, policy_input=policy_input, num_labels=classes
@@ -50,9 +54,7 @@ def tiny_model(
     return scramble(ConsistentEEForSequenceClassification(config), seed)
 
 
-def tiny_classifier(
-    classes: int = 3, seed: int = 0, **bert: object
-) -> BertForSequenceClassification:
+def tiny_classifier(classes: int = 3, seed: int = 0, **bert: Any) -> BertForSequenceClassification:
     config = tiny_bert_config(num_labels=classes, **bert)
     return scramble(BertForSequenceClassification(config), seed)
 
@@ -69,7 +71,7 @@ def random_batch(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
     }
 
 
-def save_backbone(folder: Path, words: Sequence[str], **bert: object) -> None:
+def save_backbone(folder: Path, words: Sequence[str], **bert: Any) -> None:
     """A random encoder of three layers, and a tokenizer of whole words."""
     torch.manual_seed(0)
     shape = {"num_hidden_layers": 3, "num_attention_heads": 2, "max_position_embeddings": 16}
@@ -77,3 +79,10 @@ def save_backbone(folder: Path, words: Sequence[str], **bert: object) -> None:
     BertModel(config).save_pretrained(folder)
     numbers = {word: number for number, word in enumerate(words)}
     BertTokenizerFast(vocab=numbers).save_pretrained(folder)
+
+
+def pack(batch: dict[str, torch.Tensor], limits: InputLimits, backend: str = "cpu") -> PackedInputs:
+    """The packed tokens of a padded batch on the CPU."""
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    ids, mask, types = (batch.get(name) for name in names)
+    return pack_inputs(ids, mask, types, limits, torch.device("cpu"), backend)
