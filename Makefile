@@ -18,6 +18,8 @@ CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -nam
 # One line a package in place of pip's progress bars.
 PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
 
+DEFAULT_MYPY := mypy --config-file= --ignore-missing-imports --explicit-package-bases
+
 .PHONY: help install demo test test-slow bench lint format types test-abi sanitize test-cuda-build gpu-check test-gpu clean
 
 help:
@@ -71,10 +73,12 @@ format: install
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-# Benchmarks and experiments by mypy's default checks, without the strict ones of pyproject.toml.
+# Tests, benchmarks and experiments by mypy's default checks, without the strict ones of
+# pyproject.toml; two conftest.py are two runs.
 types: install
 	$(BIN)/mypy
-	MYPYPATH=python:bench $(BIN)/mypy --config-file= --ignore-missing-imports --explicit-package-bases bench experiments
+	MYPYPATH=python:bench $(BIN)/$(DEFAULT_MYPY) bench experiments
+	MYPYPATH=python:tests:bench $(BIN)/$(DEFAULT_MYPY) tests
 
 $(NEWEST)/.torch:
 	@echo "== $(NEWEST): $(NEWEST_TORCH)"

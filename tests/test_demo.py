@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from support.models import tiny_bert_config
-from transformers import BertModel, BertTokenizerFast
+from transformers import BertModel, BertTokenizer
 
 from consistentee import demo
 
@@ -20,7 +20,7 @@ def test_a_model_is_trained_measured_and_reported(
 ) -> None:
     backbone, output = tmp_path / "backbone", tmp_path / "demo"
     BertModel(tiny_bert_config(vocab_size=len(WORDS))).save_pretrained(backbone)
-    BertTokenizerFast(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(backbone)
+    BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(backbone)
     monkeypatch.setattr(demo, "get_model_path", lambda: backbone)
     monkeypatch.setattr(demo, "ROWS_PER_CLASS", 20)
     monkeypatch.setattr(demo, "SETTINGS", replace(demo.SETTINGS, epochs=1, policy_epochs=1))

@@ -15,13 +15,15 @@ from compare import compare
 from engines import ENGINES, FULL, LIMIT, OURS
 from workloads import Workload
 
+from consistentee.data.batch import Batch
+
 # Without torch.compile, which takes too long here. What is not installed is named as absent.
 NAMES = [name for name in ENGINES if "compile" not in name and "bf16" not in name]
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_every_engine_runs(pooling: str) -> None:
-    batches = [random_batch([5, 9, 3, 12], seed=1), random_batch([7, 2], seed=2)]
+    batches: list[Batch] = [random_batch([5, 9, 3, 12], seed=1), random_batch([7, 2], seed=2)]
     for batch in batches:
         batch["token_type_ids"].zero_()
     shares = (0.25, 0.25, 0.25, 0.25)

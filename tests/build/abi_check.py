@@ -8,7 +8,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import consistentee_ext
-from consistentee_ext import _C
+from consistentee_ext import _C  # type: ignore[attr-defined]  # compiled
 from consistentee_ext.ops import load_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights

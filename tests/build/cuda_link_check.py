@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import consistentee_ext
-from consistentee_ext import _C
+from consistentee_ext import _C  # type: ignore[attr-defined]  # compiled
 
 OPS = ("add_norm_", "add_norm_pool_", "exit_step_async")
 

@@ -8,8 +8,8 @@ from dataclasses import fields
 import pytest
 
 from consistentee.cli.options import ConfigOptions, SettingsOptions, expand_options
-from consistentee.model.modeling import ConsistentEEConfig
 from consistentee.training.settings import TrainingSettings
+from consistentee_ext.configuration import ConsistentEEConfig
 
 
 def names(options: type[ConfigOptions] | type[SettingsOptions]) -> set[str]:

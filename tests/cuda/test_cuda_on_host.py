@@ -7,7 +7,6 @@ from functools import partial
 import pytest
 import torch
 from support.cuda_host import (
-    CRITERIA,
     DTYPES,
     POLICY_INPUTS,
     CudaHost,
@@ -26,6 +25,7 @@ from support.exit_cases import (
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
+from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.ops import reference
 from consistentee_ext.packed import ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights, NormWeights

@@ -137,8 +137,9 @@ def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: 
     other, weight, bias = (torch.randn(n, hidden_size).to(dtype) for n in (len(batch.hidden), 1, 1))
     norm = on_device(NormWeights(weight[0], bias[0], 1e-5))
     hidden, residual = batch.hidden.to(DEVICE), on_device(batch._replace(hidden=other))
-    wide = [tensor.double() for tensor in (hidden, residual.hidden, *norm[:2])]
-    exact = reference.add_norm(*wide, 1e-5)
+    exact = reference.add_norm(
+        hidden.double(), residual.hidden.double(), norm.weight.double(), norm.bias.double(), 1e-5
+    )
     eager = reference.add_norm(hidden, residual.hidden, *norm)
     if pooling is None:
         assert load_device_ops(backend).add_norm(hidden, residual.hidden, *norm) is hidden
@@ -146,7 +147,9 @@ def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: 
         return
     tickets = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
     where = (residual.cu_seqlens, 512, pooling, tickets)
-    pooled = load_device_ops(backend).add_norm_pool(hidden, residual.hidden, *norm, *where)
+    pooled = load_device_ops(backend).add_norm_pool(
+        hidden, residual.hidden, norm.weight, norm.bias, norm.eps, *where
+    )
     assert_near(hidden, exact, eager)
     # The mean is of the rounded tokens, and rounded once; `reference.pool` sums in float32.
     wide = hidden.cpu().double()
@@ -184,13 +187,13 @@ def test_attention(dtype: torch.dtype, first_tokens_alone: bool) -> None:
     queries = torch.arange(len(lengths) + 1, dtype=torch.int32) if first_tokens_alone else keys
     query = torch.randn(int(queries[-1]), size).to(dtype)
     key, value = torch.randn(2, int(keys[-1]), size).to(dtype)
-    exact = reference.attention(*(t.double() for t in (query, key, value)), queries, keys, heads)
+    exact = reference.attention(query.double(), key.double(), value.double(), queries, keys, heads)
     eager = reference.attention(query, key, value, queries, keys, heads)
     garbage = torch.full((behind, size), torch.nan, dtype=dtype)
-    padded = [torch.cat((tokens, garbage)).to(DEVICE) for tokens in (query, key, value)]
-    ends = [torch.cat((o, o[-1:], o[-1:])).to(DEVICE) for o in (queries, keys)]
+    q, k, v = (torch.cat((tokens, garbage)).to(DEVICE) for tokens in (query, key, value))
+    q_ends, k_ends = (torch.cat((o, o[-1:], o[-1:])).to(DEVICE) for o in (queries, keys))
     most = 1 if first_tokens_alone else 512
-    found = device_attention.attention(*padded, *ends, heads, most, 512)
+    found = device_attention.attention(q, k, v, q_ends, k_ends, heads, most, 512)
     assert_near(found[: len(query)], exact, eager)
 
 

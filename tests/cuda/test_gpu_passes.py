@@ -74,9 +74,9 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
         assert int((~same).sum()) <= elsewhere
         same &= rounded.exit_layers == expected.exit_layers
         for name in ("logits", "exit_scores"):
-            values = [output[name].cpu()[same] for output in (found, expected, rounded)]
+            ours, exact, eager = (output[name].cpu()[same] for output in (found, expected, rounded))
             if same.any():
-                assert_near(*values, floor=max(torch.finfo(dtype).eps, 1e-5))
+                assert_near(ours, exact, eager, floor=max(torch.finfo(dtype).eps, 1e-5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -204,5 +204,5 @@ def test_pass_of_eight_rows() -> None:
     same = found.exit_layers.cpu() == expected.exit_layers
     same &= rounded.exit_layers == expected.exit_layers
     assert same.double().mean() >= 0.5
-    values = [output.logits.cpu()[same] for output in (found, expected, rounded)]
-    assert_near(*values, floor=torch.finfo(torch.bfloat16).eps)
+    ours, exact, eager = (output.logits.cpu()[same] for output in (found, expected, rounded))
+    assert_near(ours, exact, eager, floor=torch.finfo(torch.bfloat16).eps)

@@ -11,13 +11,13 @@ from support.models import VOCABULARY, random_batch, tiny_bert_config
 from torch import Tensor, nn
 
 from consistentee.model.modeling import (
-    ConsistentEEConfig,
     ConsistentEEForSequenceClassification,
     ConsistentEEOutput,
 )
 from consistentee.model.policies import PolicyNetwork
 from consistentee.training.estimators import exact
 from consistentee.training.losses import Losses
+from consistentee_ext.configuration import ConsistentEEConfig
 
 pytestmark = [pytest.mark.gpu_check, pytest.mark.needs_device]
 STEPS, ROWS = 20, 32

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.models import random_batch, tiny_model
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 
 from consistentee.evaluation.evaluate import (
     class_names,
@@ -18,7 +18,7 @@ from consistentee.evaluation.evaluate import (
 from consistentee_ext import FastEarlyExitEncoder
 
 LENGTHS = [5, 2, 9, 30, 9, 1, 12, 7, 3]
-TOKENIZER = BertTokenizerFast(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
+TOKENIZER = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
 
 
 def rows_of(lengths: list[int], classes: int) -> Dataset:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from support.models import tiny_model
@@ -12,9 +14,7 @@ from consistentee_ext import FastEarlyExitEncoder
 class WordTokenizer:
     """Enough of a tokenizer for `predict`: a word's id is its length."""
 
-    def __call__(
-        self, first: list[str], second: list[str] | None = None, **options: object
-    ) -> dict:
+    def __call__(self, first: list[str], second: list[str] | None = None, **options: Any) -> dict:
         assert options["padding"] is False
         pairs = zip(first, second or [""] * len(first), strict=True)
         rows = [[len(word) for word in f"{a} {b}".split()] for a, b in pairs]
@@ -51,7 +51,7 @@ def test_predict_takes_pairs_and_nothing(capsys: pytest.CaptureFixture[str]) -> 
         ([("a", "b", "c")], "texts: expected a pair of strings in row 0, got tuple"),
     ],
 )
-def test_predict_names_what_is_wrong(texts: object, message: str) -> None:
+def test_predict_names_what_is_wrong(texts: Any, message: str) -> None:
     encoder = FastEarlyExitEncoder(tiny_model(), tokenizer=WordTokenizer())
     with pytest.raises(TypeError, match=message):
         encoder.predict(texts)

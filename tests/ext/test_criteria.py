@@ -72,6 +72,6 @@ def test_checks() -> None:
     for value in (0, 1.5, -1.0, float("nan")):
         with pytest.raises(ValueError, match=r"threshold: expected a number in \(0, 1\], got"):
             check_threshold(value)
-    for value in ("0.5", True, None):
+    for no_number in ("0.5", True, None):
         with pytest.raises(TypeError, match=r"threshold: expected a number in \(0, 1\], got"):
-            check_threshold(value)
+            check_threshold(no_number)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support.fake_device import LAUNCHES, Device
 from support.models import pack, random_batch, tiny_model
 from torch.overrides import TorchFunctionMode
 
@@ -25,49 +26,6 @@ from consistentee_ext.packed import ExitResults, PackedBatch
 
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
 LAYERS = 4
-# Of each device op, as csrc/cuda launches them; `copy_rows` is not needed where all leave.
-LAUNCHES = {"add_norm": 1, "add_norm_pool": 1, "exit_step_async": 2}
-
-
-class Device:
-    """Stands in for a GPU: reference ops of the device's names, and a count of what they cost."""
-
-    def __init__(self) -> None:
-        self.launches: Counter[str] = Counter()
-        self.tokens: list[int] = []
-        self.waits: list[int] = []  # for each wait, how many exit steps were launched after it
-
-    # the reference's own: no kernels of ours
-    embed = staticmethod(reference.embed)
-    linear = staticmethod(reference.linear)
-
-    def attention(self, *arguments: Any) -> torch.Tensor:
-        return device_attention.attention(*arguments)
-
-    def add_norm(self, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
-        self.launches["add_norm"] += LAUNCHES["add_norm"]
-        with torch._C.DisableTorchFunction():  # the op's own work is no wait of the host
-            return hidden.copy_(reference.add_norm(hidden, *rest))
-
-    def add_norm_pool(
-        self, hidden, residual, weight, bias, eps, cu_seqlens, most, pooling, tickets
-    ):
-        self.launches["add_norm_pool"] += LAUNCHES["add_norm_pool"]
-        with torch._C.DisableTorchFunction():
-            assert int(cu_seqlens.diff().max()) <= most
-            assert not tickets.any()
-            self.tokens.append(len(hidden))
-            hidden.copy_(reference.add_norm(hidden, residual, weight, bias, eps))
-            # An absent row has no tokens: its mean is undefined, its first token is another's.
-            known = hidden[: int(cu_seqlens[-1])] if pooling == "mean" else hidden
-            return reference.pool(known, cu_seqlens, pooling)
-
-    def exit_step_async(self, batch, pooled, weights, decision, results, tickets, totals):
-        self.launches["exit_step_async"] += LAUNCHES["exit_step_async"]
-        with torch._C.DisableTorchFunction():
-            assert not tickets.any()
-            arguments = (batch, pooled, weights, decision, results, tickets, totals)
-            return reference.exit_step_async(*arguments)
 
 
 def _index_waits(index: object) -> bool:
@@ -324,16 +282,16 @@ def test_padded_attention(dtype: torch.dtype, first_tokens_alone: bool, behind: 
     query = torch.randn(int(queries[-1]), 24).to(dtype)
     key, value = torch.randn(2, int(keys[-1]), 24).to(dtype)
     expected = reference.attention(query, key, value, queries, keys, 4)
-    more = [torch.cat((tokens, torch.full((behind, 24), torch.nan, dtype=dtype)))
-            for tokens in (query, key, value)]  # fmt: skip
+    garbage = torch.full((behind, 24), torch.nan, dtype=dtype)
+    q, k, v = (torch.cat((tokens, garbage)) for tokens in (query, key, value))
     if behind:
         absent = torch.tensor([queries[-1], keys[-1]])
         queries, keys = (
             torch.cat((o, n[None])) for o, n in zip((queries, keys), absent, strict=True)
         )
     most = (1 if first_tokens_alone else 12, 12)
-    found = device_attention.attention(*more, queries, keys, 4, *most)
-    assert found.shape == more[0].shape
+    found = device_attention.attention(q, k, v, queries, keys, 4, *most)
+    assert found.shape == q.shape
     tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found[: len(expected)], expected, atol=tolerance, rtol=tolerance)
 
@@ -369,7 +327,7 @@ def test_counts_stay_until_the_device_has_written_them(monkeypatch: pytest.Monke
     """Memory that a kernel is still to write must not go to anybody else."""
     in_flight: deque[tuple[Event, Any]] = deque()
     monkeypatch.setattr(counts_module, "_in_flight", in_flight)
-    events = [Event(), Event()]
+    events: list[Any] = [Event(), Event()]
     for event in events:
         counts = Counts(1, torch.device("cpu"), used=event)
         counts._events.append(event)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,12 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.backends import BACKENDS
 from support.models import random_batch, scramble, tiny_bert_config, tiny_classifier, tiny_model
+from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
 from consistentee.measures.exit_scores import leave_at
-from consistentee.model.modeling import ConsistentEEConfig, ConsistentEEForSequenceClassification
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext import encoder as encoder_module
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.output import EarlyExitOutput
 
 NEAR = 1e-3  # a probability this near its threshold may fall on either side
 
@@ -56,7 +61,7 @@ def simulate(model: torch.nn.Module, inputs: dict, thresholds: list[float]) -> E
     )
 
 
-def check_against(found: object, expected: Expected) -> None:
+def check_against(found: EarlyExitOutput, expected: Expected) -> None:
     rows = expected.decided
     assert torch.equal(found.exit_layers[rows], expected.exit_layers[rows])
     torch.testing.assert_close(found.logits[rows], expected.logits[rows], atol=1e-4, rtol=0)
@@ -96,7 +101,12 @@ ENCODERS = {
 @example([512] * 3, 1.0, "cls", BACKENDS[0], 0, None)
 @example([7], 1e-6, "mean", BACKENDS[0], 0, None)
 def test_batch_composition_does_not_matter(
-    lengths: list[int], threshold: float, pooling: str, backend: str, seed: int, order: object
+    lengths: list[int],
+    threshold: float,
+    pooling: str,
+    backend: str,
+    seed: int,
+    order: Random | None,
 ) -> None:
     model, encoder = MODELS[pooling], ENCODERS[pooling, backend]
     encoder.threshold = threshold
@@ -142,7 +152,8 @@ def test_a_pass_errs_little_more_than_eager(backend: str, dtype: torch.dtype) ->
     found = FastEarlyExitEncoder(model, dtype=dtype, backend=backend)(**inputs).logits
     with torch.no_grad():
         exact = model.double()(**inputs).logits
-        eager = model.to(dtype)(**inputs).logits
+        nn.Module.to(model, dtype)
+        eager = model(**inputs).logits
     assert found.dtype == torch.float32
     error, eager_error = (found - exact).abs().max(), (eager - exact).abs().max()
     assert error <= 2 * eager_error + (1e-6 if dtype == torch.float32 else 1e-3)
@@ -163,10 +174,10 @@ def test_loading_holds_one_copy_of_the_weights(tmp_path: Path) -> None:
     model = tiny_model()
     model.save_pretrained(tmp_path)
     tokenizer = object()
-    packed: list[torch.nn.Module] = []
+    packed: list[Any] = []
 
     class Spy(FastEarlyExitEncoder):
-        def __init__(self, model: torch.nn.Module, **options: object) -> None:
+        def __init__(self, model: torch.nn.Module, **options: Any) -> None:
             packed.append(model)
             super().__init__(model, **options)
 
@@ -274,12 +285,12 @@ def test_output_is_a_hugging_face_output() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), [0.5], [0.5, 0.5, 2], {1: 0.5}])
-def test_bad_thresholds_change_nothing(value: object) -> None:
+def test_bad_thresholds_change_nothing(value: Any) -> None:
     encoder = FastEarlyExitEncoder(tiny_model(), threshold=0.4)
     with pytest.raises(ValueError, match="threshold: expected"):
         encoder.threshold = value
     with pytest.raises(TypeError, match="threshold: expected a number in"):
-        encoder.threshold = "0.5"
+        encoder.threshold = cast(Any, "0.5")
     assert encoder.threshold == 0.4
 
 
@@ -288,7 +299,7 @@ def test_bad_construction_names_the_argument() -> None:
     with pytest.raises(ValueError, match=r"exit_layers: expected some of \[1, 2, 3, 4\], got 5"):
         FastEarlyExitEncoder(model, exit_layers=[5])
     with pytest.raises(TypeError, match="exit_layers: expected a sequence"):
-        FastEarlyExitEncoder(model, exit_layers=2)
+        FastEarlyExitEncoder(model, exit_layers=cast(Any, 2))
     with pytest.raises(ValueError, match="criterion: expected one of"):
         FastEarlyExitEncoder(model, criterion="mood")
     with pytest.raises(ValueError, match="criterion: expected one of"):
@@ -303,9 +314,9 @@ def test_bad_construction_names_the_argument() -> None:
     with pytest.raises(RuntimeError, match="backend 'triton' cannot run on cpu: "):
         FastEarlyExitEncoder(model, backend="triton")
     with pytest.raises(TypeError, match="model: expected a classifier module, got str"):
-        FastEarlyExitEncoder("bert-base-uncased")
+        FastEarlyExitEncoder(cast(Any, "bert-base-uncased"))
     with pytest.raises(ValueError, match=r"model: expected a ConsistentEE .* got BertModel"):
-        FastEarlyExitEncoder(BertModel(model.config.backbone))
+        FastEarlyExitEncoder(BertModel(cast(BertConfig, model.config.backbone)))
     decoder = BertConfig(**(model.config.backbone.to_dict() | {"is_decoder": True}))
     with pytest.raises(ValueError, match="expected an encoder, got a config with is_decoder"):
         FastEarlyExitEncoder(BertForSequenceClassification(decoder))
@@ -333,7 +344,7 @@ def test_alpha_is_for_models_trained_over_a_range() -> None:
     with pytest.raises(ValueError, match=r"^alpha: expected a number in \[0.02, 0.5\], got 0.6$"):
         encoder.alpha = 0.6
     with pytest.raises(TypeError, match=r"^alpha: expected a number in .*, got str$"):
-        encoder.alpha = "fast"
+        encoder.alpha = cast(Any, "fast")
 
 
 def test_every_backend_follows_alpha(backend: str) -> None:
@@ -350,9 +361,11 @@ def test_every_backend_follows_alpha(backend: str) -> None:
         with torch.no_grad():
             output = model(**inputs, alpha=alpha)
         scores = output.policy_logits.sigmoid()
-        encoder.threshold = scores.median().item() + 1e-5
+        threshold = scores.median().item() + 1e-5
+        encoder.threshold = threshold
         found = encoder(**inputs)
-        expected = leave_at(scores, encoder.threshold)
+        assert encoder.threshold == threshold
+        expected = leave_at(scores, threshold)
         assert found.exit_layers.tolist() == expected.tolist()
         seen.add(tuple(expected.tolist()))
     assert len(seen) > 1
@@ -376,7 +389,7 @@ def test_a_pass_keeps_the_threshold_it_began_with(
     expected = encoder(**batch)
     pack = encoder_module.pack_inputs
 
-    def setting(*arguments: object) -> object:
+    def setting(*arguments: Any) -> object:
         encoder.threshold = 1.0  # after the call has begun
         return pack(*arguments)
 

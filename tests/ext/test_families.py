@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.fake_device import Device
 from support.models import scramble
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, ElectraConfig
@@ -29,7 +30,7 @@ FIELDS: dict[str, Any] = {
     "num_labels": 3,
 }
 # What a case changes of its family: kinds of segments, of activation, of position.
-CASES = {
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", {}),
     "bert with one segment": ("bert", {"type_vocab_size": 1, "hidden_act": "relu"}),
     "camembert": ("camembert", {"type_vocab_size": 1}),
@@ -113,8 +114,6 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
 def test_logits_are_the_same_on_the_path_of_a_device(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from test_device_engine import Device
-
     monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: Device())
     monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
     model, batch = classifier(case), batch_of(case, LENGTHS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -43,11 +44,11 @@ def adapt(model: BertForSequenceClassification) -> None:
     attention.query = Adapted(attention.query)
 
 
-def other_activation(model: BertForSequenceClassification) -> None:
+def other_activation(model: Any) -> None:
     model.bert.pooler.activation = nn.ReLU()
 
 
-def two_layers(model: BertForSequenceClassification) -> None:
+def two_layers(model: Any) -> None:
     model.classifier = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
@@ -63,7 +64,7 @@ def hook(model: BertForSequenceClassification) -> None:
     model.bert.encoder.layer[2].register_forward_hook(lambda module, inputs, output: output)
 
 
-def patch(model: BertForSequenceClassification) -> None:
+def patch(model: Any) -> None:
     model.bert.pooler.forward = lambda hidden: hidden[:, 1]
 
 

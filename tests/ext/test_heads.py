@@ -20,6 +20,7 @@ def test_head_computes_what_the_reference_says(policy_input: str) -> None:
     logits = state @ head.classifier.weight.T + head.classifier.bias
     torch.testing.assert_close(output.logits, logits)
     policy = head.policy
+    assert policy is not None
     weights = HeadWeights(
         head.classifier.weight,
         head.classifier.bias,
@@ -38,11 +39,17 @@ def test_the_policy_does_not_train_the_classifier() -> None:
     head = ExitHead(8, 3, "prediction")
     head(torch.randn(5, 8), torch.zeros(5)).policy_logits.sum().backward()
     assert head.classifier.weight.grad is None
-    assert head.policy.dense.weight.grad.abs().sum() > 0
+    assert head.policy is not None
+    policy_grad = head.policy.dense.weight.grad
+    assert policy_grad is not None
+    assert policy_grad.abs().sum() > 0
 
 
 def test_the_last_layer_has_no_policy() -> None:
     heads = build_exit_heads(8, 3, 2, "both")
     assert [head.policy is None for head in heads] == [False, False, True]
     assert heads[2](torch.randn(1, 8), torch.zeros(1)).policy_logits is None
-    assert heads[0].policy.dense.in_features == 8 + 5
+    first = heads[0]
+    assert isinstance(first, ExitHead)
+    assert first.policy is not None
+    assert first.policy.dense.in_features == 8 + 5

@@ -103,7 +103,8 @@ def test_the_op_packs_as_pytorch_does(dtype: torch.dtype) -> None:
     if dtype != torch.bool:
         inputs = {name: rows.to(dtype) for name, rows in inputs.items()}
     by_op, by_pytorch = (
-        pack_inputs(*inputs.values(), LIMITS, CPU, backend) for backend in ("cpu", "torch")
+        pack_inputs(**inputs, limits=LIMITS, device=CPU, backend=backend)
+        for backend in ("cpu", "torch")
     )
     for one, other in zip(by_op, by_pytorch, strict=True):
         assert one.dtype == other.dtype
@@ -115,7 +116,7 @@ def test_the_op_packs_as_pytorch_does(dtype: torch.dtype) -> None:
 def test_one_copy_holds_all_of_a_batch(rows: int) -> None:
     """Joined, and taken apart as views whose 8-byte integers are aligned."""
     given = {name: values[:rows] for name, values in with_holes(5).items()}
-    packed = pack_inputs(*given.values(), LIMITS, CPU, "torch")
+    packed = pack_inputs(**given, limits=LIMITS, device=CPU, backend="torch")
     flat = packed._flatten(pinned=False)
     assert flat.dtype == torch.uint8
     found = packed._unflatten(flat)

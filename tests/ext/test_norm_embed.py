@@ -55,18 +55,19 @@ def test_embed(dtype: torch.dtype, backend: str) -> None:
     torch.manual_seed(0)
     size = 48
     tables = (draw(30, size, dtype=dtype), draw(2, size, dtype=dtype), draw(9, size, dtype=dtype))
-    tokens = tuple(torch.randint(0, len(table), (70,)) for table in tables)
+    tokens = [torch.randint(0, len(table), (70,)) for table in tables]
     norm = norm_weights(size, dtype)
-    exact = by_hand(
-        sum(table.double()[ids] for table, ids in zip(tables, tokens, strict=True)), norm
-    )
-    eager = reference.embed(*tokens, *tables, *norm)
-    check(load_ops(backend).embed(*tokens, *tables, *norm), exact, eager)
+    looked_up = [table.double()[ids] for table, ids in zip(tables, tokens, strict=True)]
+    exact = by_hand(torch.stack(looked_up).sum(dim=0), norm)
+    ids, types, positions = tokens
+    eager = reference.embed(ids, types, positions, *tables, *norm)
+    check(load_ops(backend).embed(ids, types, positions, *tables, *norm), exact, eager)
 
 
 def test_no_tokens(backend: str) -> None:
     none, norm = torch.zeros(0, dtype=torch.int64), norm_weights(8, torch.float32)
-    assert load_ops(backend).embed(*[none] * 3, *[draw(3, 8)] * 3, *norm).shape == (0, 8)
+    tables = (draw(3, 8), draw(3, 8), draw(3, 8))
+    assert load_ops(backend).embed(none, none, none, *tables, *norm).shape == (0, 8)
     assert load_ops(backend).add_norm(draw(0, 8), draw(0, 8), *norm).shape == (0, 8)
 
 

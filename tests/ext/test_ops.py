@@ -299,7 +299,7 @@ def test_bad_arguments_name_themselves(backend: str) -> None:
     before = clone(results)
 
     def step(**changes: object) -> None:
-        given = {"batch": batch, "pooled": torch.randn(2, 16), "weights": weights}
+        given: dict[str, Any] = {"batch": batch, "pooled": torch.randn(2, 16), "weights": weights}
         given |= {"decision": decision, "results": results} | changes
         load_ops(backend).exit_step(**given)
 

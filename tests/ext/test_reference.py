@@ -72,9 +72,15 @@ def test_policy_probability_against_float64() -> None:
     gelu = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
     expected = 1 / (1 + np.exp(-(gelu @ score + score_bias)))
 
-    arrays = (dense, dense_bias, score, score_bias)
-    tensors = [torch.tensor(a, dtype=torch.float32) for a in arrays]
-    weights = HeadWeights(torch.zeros(2, 4), torch.zeros(2), *tensors, policy_input="both")
+    weights = HeadWeights(
+        torch.zeros(2, 4),
+        torch.zeros(2),
+        torch.tensor(dense).float(),
+        torch.tensor(dense_bias).float(),
+        torch.tensor(score).float(),
+        torch.tensor(score_bias).float(),
+        policy_input="both",
+    )
     found = reference.policy_probability(
         torch.tensor(state).float(), torch.tensor(statistics).float(), weights
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,6 +27,6 @@ def test_every_row_once_within_the_budget(lengths: list[int], budget: int) -> No
 
 
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
-def test_bad_budget(value: object, error: type) -> None:
+def test_bad_budget(value: Any, error: type) -> None:
     with pytest.raises(error, match="batch_tokens: expected"):
         token_budget_batches([1], value)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 from support.models import random_batch, tiny_model
-from transformers import BertTokenizerFast, DataCollatorWithPadding
+from transformers import BertTokenizer, DataCollatorWithPadding
 
 from consistentee.measures.layer_outputs import exit_report, pooled_states
 
@@ -19,7 +19,7 @@ def test_states_keep_the_order_of_the_rows():
         name: [row[:length].tolist() for row, length in zip(values, lengths, strict=True)]
         for name, values in batch.items()
     }
-    tokenizer = BertTokenizerFast(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
+    tokenizer = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})
     data = Dataset.from_dict({**rows, "length": lengths, "labels": [0] * 6})
     states = pooled_states(model, data, DataCollatorWithPadding(tokenizer), batch_size=4)
     with torch.no_grad():

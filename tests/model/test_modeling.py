@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 9, 3, 0, 0], [2, 5, 6, 3, 0]])
 MASK = (IDS != 0).long()
 
 
-def build(**fields: object) -> ConsistentEEForSequenceClassification:
+def build(**fields: Any) -> ConsistentEEForSequenceClassification:
     config = ConsistentEEConfig(backbone=tiny_bert_config(), num_labels=C, **fields)
     return scramble(ConsistentEEForSequenceClassification(config), seed=0)
 
@@ -159,7 +160,12 @@ def test_from_backbone_takes_its_weights_and_its_pooler(tmp_path):
         ConsistentEEForSequenceClassification.from_backbone(tmp_path / "no_such_folder")
 
 
-SMALL = {"vocab_size": 40, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import random
 import statistics
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from datasets import Dataset
 from support.models import save_backbone, scramble
-from transformers import AutoTokenizer, BertTokenizerFast
+from transformers import AutoTokenizer, BertTokenizer
 
 from consistentee.evaluation.evaluate import load_model
 from consistentee.measures.curves import Curve
@@ -34,12 +35,12 @@ CLASSES = ["tea", "coffee", "milk"]
 ROWS = 60
 
 
-def save_checkpoint(folder: Path, **config: object) -> None:
+def save_checkpoint(folder: Path, **config: Any) -> None:
     """Three layers, random."""
     save_backbone(folder / "backbone", WORDS)
     model = ConsistentEEForSequenceClassification.from_backbone(folder / "backbone", **config)
     scramble(model, seed=16).save_pretrained(folder / "model")
-    BertTokenizerFast.from_pretrained(folder / "backbone").save_pretrained(folder / "model")
+    BertTokenizer.from_pretrained(folder / "backbone").save_pretrained(folder / "model")
 
 
 @pytest.fixture(scope="module")
@@ -168,12 +169,12 @@ def test_classes_by_depth(report: Report, rows: list[Row]) -> None:
         mine = [row for row in rows if row.label == number]
         depth = statistics.fmean(row.exit for row in mine)
         right = [row.right[row.exit - 1] for row in mine]
-        expected.append(ClassDepth(name, pytest.approx(depth), sum(right) / len(mine), len(mine)))
+        expected.append(ClassDepth(name, depth, sum(right) / len(mine), len(mine)))
     found = sorted(report.classes, key=lambda each: CLASSES.index(each.label))
-    for mine, theirs in zip(found, expected, strict=True):
-        assert mine.mean_exit_layer == theirs.mean_exit_layer
-        assert (mine.label, mine.rows) == (theirs.label, theirs.rows)
-        assert mine.accuracy == pytest.approx(theirs.accuracy)
+    for one, other in zip(found, expected, strict=True):
+        assert one.mean_exit_layer == pytest.approx(other.mean_exit_layer)
+        assert (one.label, one.rows) == (other.label, other.rows)
+        assert one.accuracy == pytest.approx(other.accuracy)
     depths = [each.mean_exit_layer for each in report.classes]
     assert depths == sorted(depths)
 

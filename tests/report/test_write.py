@@ -65,7 +65,11 @@ class Page(HTMLParser):
 
     def __init__(self, html: str) -> None:
         super().__init__()
-        self.open, self.tags, self.texts, self.links, self.ids = [], [], [], [], []
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.texts: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
         self.feed(html)
         self.close()
 

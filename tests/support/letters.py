@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset
-from transformers import BertTokenizerFast
+from transformers import BertTokenizer
 
 from consistentee.training.settings import TrainingSettings
 
@@ -42,8 +42,8 @@ class Letters(NamedTuple):
     dev: Dataset
 
 
-def tokenizer() -> BertTokenizerFast:
-    return BertTokenizerFast(vocab={word: number for number, word in enumerate(WORDS)})
+def tokenizer() -> BertTokenizer:
+    return BertTokenizer(vocab={word: number for number, word in enumerate(WORDS)})
 
 
 def letters_on(backbone: Path) -> Letters:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext.configuration import ConsistentEEConfig
@@ -78,7 +78,7 @@ def save_backbone(folder: Path, words: Sequence[str], **bert: Any) -> None:
     config = tiny_bert_config(vocab_size=len(words), **shape, **bert)
     BertModel(config).save_pretrained(folder)
     numbers = {word: number for number, word in enumerate(words)}
-    BertTokenizerFast(vocab=numbers).save_pretrained(folder)
+    BertTokenizer(vocab=numbers).save_pretrained(folder)
 
 
 def pack(batch: dict[str, torch.Tensor], limits: InputLimits, backend: str = "cpu") -> PackedInputs:

@@ -40,6 +40,7 @@ def gradient_by_definition(policy_logits: torch.Tensor, reward: torch.Tensor) ->
         leaf = policy_logits.clone().requires_grad_()
         log_p = exit_log_distribution(leaf)[:, layer]
         log_p.sum().backward()
+        assert leaf.grad is not None
         expected -= (log_p.exp() * reward[:, layer]).detach()[:, None] * leaf.grad
     return expected
 

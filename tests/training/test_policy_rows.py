@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from datasets import Dataset
-from support.letters import SETTINGS, tokenizer
+from support.letters import SETTINGS, Letters, tokenizer
 from support.recorder import Recorder, moved, recorded
 from transformers import AutoModelForSequenceClassification
 
@@ -105,7 +105,7 @@ def test_without_held_out_rows_policies_learn_from_all(letters, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def cross_fitted(letters, tmp_path_factory) -> list[Recorder]:
+def cross_fitted(letters: Letters, tmp_path_factory) -> list[Recorder]:
     output = tmp_path_factory.mktemp("run") / "model"
     settings = replace(SETTINGS, folds=3)
     with recorded() as phases:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields
+from typing import Any
 
 import pytest
 
@@ -38,8 +39,9 @@ def test_every_number_has_a_range() -> None:
     defaults = TrainingSettings()
     for name in (field.name for field in fields(TrainingSettings)):
         if type(getattr(defaults, name)) in (int, float):
+            below: dict[str, Any] = {name: -1}
             with pytest.raises(ValueError, match=f"^{name}: expected "):
-                TrainingSettings(**{name: -1})
+                TrainingSettings(**below)
 
 
 def test_without_phase_3_there_is_nothing_to_alternate() -> None:

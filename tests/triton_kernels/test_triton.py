@@ -12,6 +12,7 @@ import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -133,9 +134,15 @@ def compile_all(folder: Path) -> None:
         for pooling in ("cls", "mean"):
             kernels.add_norm_pool(hidden, *norm, cu_seqlens, 40, pooling, tickets)
         features = {None: 0, "state": size, "prediction": 5, "both": size + 5}[policy_input]
-        policy = (torch.zeros(units, features), *torch.zeros(2, units), torch.zeros(1))
-        if policy_input is None:
-            policy = (None,) * 4
+        policy: dict[str, Any] = {}
+        if policy_input is not None:
+            dense_bias, score_weight = torch.zeros(2, units)
+            policy = {
+                "dense_weight": torch.zeros(units, features),
+                "dense_bias": dense_bias,
+                "score_weight": score_weight,
+                "score_bias": torch.zeros(1),
+            }
         own, shared = torch.full((4,), 0.5), torch.tensor(0.5).expand(4)
         for activation, thresholds in zip(STATE_ACTIVATIONS, (own, shared), strict=True):
             kernels.exit_step_async(
@@ -144,9 +151,9 @@ def compile_all(folder: Path) -> None:
                 HeadWeights(
                     torch.zeros(classes, size),
                     torch.zeros(classes),
-                    *policy,
-                    policy_input,
-                    activation,
+                    **policy,
+                    policy_input=policy_input,
+                    state_activation=activation,
                 ),
                 ExitDecision(criterion, thresholds, 1, 3, last),
                 ExitResults.empty(4, classes),

@@ -311,9 +311,9 @@ def test_nothing_to_do() -> None:
     decision = decide_by(results, "policy", 0.5)
     before = clone(results)
     absent = torch.full((2,), -1)
-    for rows in (torch.zeros(0, dtype=torch.int64), absent):
-        empty = PackedBatch(torch.zeros(0, 8), offsets_of([0] * len(rows)), rows)
-        left = step(empty, torch.randn(len(rows), 8), weights, decision, results)
+    for row_ids in (torch.zeros(0, dtype=torch.int64), absent):
+        empty = PackedBatch(torch.zeros(0, 8), offsets_of([0] * len(row_ids)), row_ids)
+        left = step(empty, torch.randn(len(row_ids), 8), weights, decision, results)
         assert [len(part) for part in left] == [0, 1, 0]
     for after, untouched in zip(results, before, strict=True):
         assert torch.equal(after, untouched)

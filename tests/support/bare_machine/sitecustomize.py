@@ -12,7 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import Distribution, DistributionFinder
+from importlib.metadata import DistributionFinder, PathDistribution
 from types import ModuleType
 from typing import Any
 
@@ -62,7 +62,7 @@ class BareMachineFinder(PathFinder):
     @classmethod
     def find_distributions(
         cls, context: DistributionFinder.Context | None = None
-    ) -> Iterator[Distribution]:
+    ) -> Iterator[PathDistribution]:
         found = super().find_distributions(context or DistributionFinder.Context())
         for distribution in found:
             name = re.sub(r"[-.]+", "_", distribution.metadata["Name"]).lower()
@@ -78,5 +78,5 @@ def _connect(self: socket.socket, address: Any) -> None:
 
 
 CONNECT = socket.socket.connect
-socket.socket.connect = _connect  # type: ignore[method-assign]
-sys.meta_path[sys.meta_path.index(PathFinder)] = BareMachineFinder  # type: ignore[arg-type]
+socket.socket.connect = _connect  # type: ignore[assignment]
+sys.meta_path[sys.meta_path.index(PathFinder)] = BareMachineFinder

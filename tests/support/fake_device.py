@@ -1,0 +1,54 @@
+"""A device's ops without one: the reference's, counted as those of a GPU would be."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+
+from consistentee_ext.ops import device_attention, reference
+
+# Of each device op, as csrc/cuda launches them; `copy_rows` is not needed where all leave.
+LAUNCHES = {"add_norm": 1, "add_norm_pool": 1, "exit_step_async": 2}
+
+
+class Device:
+    """Stands in for a GPU: reference ops of the device's names, and a count of what they cost."""
+
+    def __init__(self) -> None:
+        self.launches: Counter[str] = Counter()
+        self.tokens: list[int] = []
+        self.waits: list[int] = []  # for each wait, how many exit steps were launched after it
+
+    # the reference's own: no kernels of ours
+    embed = staticmethod(reference.embed)
+    linear = staticmethod(reference.linear)
+
+    def attention(self, *arguments: Any) -> torch.Tensor:
+        return device_attention.attention(*arguments)
+
+    def add_norm(self, hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        self.launches["add_norm"] += LAUNCHES["add_norm"]
+        with torch._C.DisableTorchFunction():  # the op's own work is no wait of the host
+            return hidden.copy_(reference.add_norm(hidden, *rest))
+
+    def add_norm_pool(
+        self, hidden, residual, weight, bias, eps, cu_seqlens, most, pooling, tickets
+    ):
+        self.launches["add_norm_pool"] += LAUNCHES["add_norm_pool"]
+        with torch._C.DisableTorchFunction():
+            assert int(cu_seqlens.diff().max()) <= most
+            assert not tickets.any()
+            self.tokens.append(len(hidden))
+            hidden.copy_(reference.add_norm(hidden, residual, weight, bias, eps))
+            # An absent row has no tokens: its mean is undefined, its first token is another's.
+            known = hidden[: int(cu_seqlens[-1])] if pooling == "mean" else hidden
+            return reference.pool(known, cu_seqlens, pooling)
+
+    def exit_step_async(self, batch, pooled, weights, decision, results, tickets, totals):
+        self.launches["exit_step_async"] += LAUNCHES["exit_step_async"]
+        with torch._C.DisableTorchFunction():
+            assert not tickets.any()
+            arguments = (batch, pooled, weights, decision, results, tickets, totals)
+            return reference.exit_step_async(*arguments)
