@@ -25,6 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 def work(dtype: torch.dtype, rows: int) -> None:
     """Serve timed passes of BERT-base, random weights, exits by confidence: one a line of stdin."""
+    from exit_shares import EXIT_SHARES, set_exit_shares
     from transformers import BertConfig
 
     from consistentee import ConsistentEEConfig, ConsistentEEForSequenceClassification
@@ -37,16 +38,8 @@ def work(dtype: torch.dtype, rows: int) -> None:
     lengths = torch.randint(8, 50, (rows,))
     mask = (torch.arange(int(lengths.max())) < lengths[:, None]).long()
     batch = {"input_ids": torch.randint(0, 30000, mask.shape), "attention_mask": mask}
-    with torch.no_grad():
-        logits = model(**batch).exit_logits
-    confidence = logits.softmax(dim=-1).amax(dim=-1)
-    # About 15% of the rows that are left leave at each layer.
-    threshold, left = {}, torch.ones(rows, dtype=torch.bool)
-    for layer in range(1, confidence.shape[1]):
-        scores = confidence[left, layer - 1]
-        threshold[layer] = min(0.999, scores.quantile(0.85).item()) if len(scores) > 1 else 0.999
-        left &= confidence[:, layer - 1] <= threshold[layer]
-    encoder = FastEarlyExitEncoder(model, dtype=dtype, criterion="confidence", threshold=threshold)
+    encoder = FastEarlyExitEncoder(model, dtype=dtype, criterion="confidence")
+    set_exit_shares(encoder, [batch], EXIT_SHARES)
     output = encoder(**batch)
     print(output.exit_layers.tolist(), output.logits.double().sum().item(), flush=True)
     for _ in sys.stdin:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consistentee_ext.ops.cpu import add_norm  # one op, which its tensors' device dispatches
 from consistentee_ext.ops.device_attention import attention
 from consistentee_ext.ops.reference import embed, linear
 from consistentee_ext.ops.schema import exit_arguments
@@ -12,12 +13,6 @@ from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights
 
 __all__ = ["add_norm", "add_norm_pool", "attention", "embed", "exit_step_async", "linear"]
-
-
-def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of ``hidden + residual``, written over `hidden`."""
-    torch.ops.consistentee.add_norm_.default(hidden, residual, weight=weight, bias=bias, eps=eps)
-    return hidden
 
 
 def add_norm_pool(
