@@ -15,6 +15,7 @@ from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.backend import DEVICE_BACKENDS, availability
 from consistentee_ext.checkpoint import EarlyExitModel
 from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import load_device_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
@@ -205,6 +206,7 @@ class FullDepth:
             self._results,
             self._tickets,
             self._totals,
+            PackedBatch(hidden, *map(torch.empty_like, out[1:])),
         )
         return self._results.logits
 
@@ -216,6 +218,7 @@ class ExitStep:
         self._exit = bench.encoder(backend)._engine.exits.by_layer[1]
         self._batch, self._ops = batch, load_device_ops(backend)
         rows = len(batch.row_ids)
+        self._out = PackedBatch(*map(torch.empty_like, batch))
         self._pooled = torch.randn_like(batch.hidden[:rows])
         self._results = ExitResults.empty(rows, 2, bench.device)
         self._tickets = torch.zeros(rows, dtype=torch.int32, device=bench.device)
@@ -228,9 +231,9 @@ class ExitStep:
         threshold = float(scores.quantile(1.0 - leave)) if rows > 1 else 1.0
         self.decision = last._replace(thresholds=thresholds * threshold, last=False)
 
-    def run(self, decision: ExitDecision | None = None) -> PackedBatch:
+    def run(self, decision: ExitDecision | None = None) -> None:
         """The pooler's product, the decision, the copy: what an exit adds to a layer."""
-        return self._ops.exit_step_async(
+        self._ops.exit_step_async(
             self._batch,
             self._ops.linear(self._pooled, self._exit.pooler),
             self._exit.weights,
@@ -238,12 +241,21 @@ class ExitStep:
             self._results,
             self._tickets,
             self._totals,
+            self._out,
         )
 
     def copied_share(self) -> float:
         """The share of the tokens that stay."""
         self.run()
         return int(self._totals[1]) / len(self._batch.hidden)
+
+
+def without_graphs(encoder: FastEarlyExitEncoder) -> FastEarlyExitEncoder:
+    """The encoder, from now on launched op by op."""
+    engine = encoder._engine
+    if isinstance(engine, DeviceEngine):
+        encoder._engine = DeviceEngine(engine.stack, engine.exits, engine._ops, engine._sync)
+    return encoder
 
 
 def _exit_model(config: BertConfig) -> Any:

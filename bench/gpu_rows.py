@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from gpu_models import DTYPE, INPUT_SETS, Batch, Bench, ExitStep, FullDepth
+from gpu_models import DTYPE, INPUT_SETS, Batch, Bench, ExitStep, FullDepth, without_graphs
 from gpu_timing import Clock, Run
 from roofline import LAUNCH, Card, copy_rows, exit_rows, pooler
 from torch.nn import functional as F
@@ -93,6 +93,9 @@ def headline(bench: Bench, clock: Clock) -> Iterator[Figure]:
         for sync in ("eager", "lagged"):
             encoder = bench.exiting(batches, backend, sync)
             runs[f"ours, exits, {backend}, {sync}"] = _over_encoder(encoder, batches)
+    runs["ours, full depth, without graphs"] = _over_encoder(
+        without_graphs(bench.encoder(exit_layers=[])), batches
+    )
     seconds = clock.medians(runs)
     for name, median in seconds.items():
         yield Figure(name, 1e3 * median, "ms")
@@ -127,21 +130,27 @@ def profile(bench: Bench, clock: Clock) -> Iterator[Figure]:
             run = _over_encoder(encoder, batches)
             yield Figure(f"{label}: pass", 1e6 * clock.median(run), "us")
             if kind == "full depth" and bench.backends:
-                graphed = FullDepth(bench, batches[0], bench.backends[0])
-                seconds = clock.replayed(_each(graphed.run), 1)
+                whole = FullDepth(bench, batches[0], bench.backends[0])
+                seconds = clock.replayed(_each(whole.run), 1)
                 yield Figure(f"{label}: its launches in a CUDA graph", 1e6 * seconds, "us")
             with torch.profiler.profile(activities=activities) as profiler:
                 for number in range(INPUT_SETS):
                     run(number)
                 clock.synchronize()
             yield from _kernels(label, profiler, INPUT_SETS)
-    encoder = bench.encoder(exit_layers=[])
-    clock.synchronize()
-    begin = time.perf_counter()
-    for number in range(clock.repeats):
-        encoder(**batches[number % INPUT_SETS])
-    issued = time.perf_counter() - begin
-    yield Figure("host, full depth, a layer", 1e6 * issued / clock.repeats / bench.layers, "us")
+    graphed = bench.encoder(exit_layers=[])
+    launched = without_graphs(bench.encoder(exit_layers=[]))
+    few = [bench.batch(1, length) for _ in range(INPUT_SETS)]  # so that the host is what takes time
+    for name, encoder in (("by graphs", graphed), ("without graphs", launched)):
+        run = _over_encoder(encoder, few)
+        clock.median(run)
+        clock.synchronize()
+        begin = time.perf_counter()
+        for number in range(clock.repeats):
+            run(number)
+        issued = time.perf_counter() - begin
+        clock.synchronize()
+        yield Figure(f"host, full depth {name}", 1e6 * issued / clock.repeats, "us")
 
 
 def layer_times(bench: Bench, clock: Clock) -> Iterator[Figure]:
@@ -193,12 +202,14 @@ def shapes(bench: Bench, clock: Clock) -> Iterator[Figure]:
     for rows, length in bench.scale.shapes:
         batches = [bench.batch(rows, length) for _ in range(INPUT_SETS)]
         eager, lagged = (bench.exiting(batches, sync=sync) for sync in ("eager", "lagged"))
+        launched = without_graphs(bench.exiting(batches))
         seconds = clock.medians(
             {
                 "Hugging Face": _over(hugging_face, batches),
                 "full depth": _over_encoder(full, batches),
                 "exits, eager": _over_encoder(eager, batches),
                 "exits, lagged": _over_encoder(lagged, batches),
+                "exits, without graphs": _over_encoder(launched, batches),
             }
         )
         best = min(seconds["exits, eager"], seconds["exits, lagged"])
@@ -357,7 +368,7 @@ def _layer_ratio(encoder: FastEarlyExitEncoder, batches: Sequence[Batch]) -> flo
 def _kernels(label: str, profiler: torch.profiler.profile, passes: int) -> Iterator[Figure]:
     """Launches, time of kernels and the longest of them, a pass."""
     events = profiler.key_averages()
-    launches = sum(e.count for e in events if "LaunchKernel" in e.key)
+    launches = sum(e.count for e in events if "Launch" in e.key)  # of kernels and graphs
     kernels = [e for e in events if e.device_type == torch.autograd.DeviceType.CUDA]
     yield Figure(f"{label}: launches", launches / passes, "")
     busy = sum(e.self_device_time_total for e in kernels)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-WARM_UP = 3
+WARM_UP = 12  # three times each set of inputs: launched, recorded as graphs, replayed
 
 # A pass over the inputs of a number: callers rotate them, so that no cache holds them.
 Run = Callable[[int], Any]

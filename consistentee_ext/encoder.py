@@ -230,8 +230,7 @@ class FastEarlyExitEncoder:
             inputs = pack_inputs(
                 input_ids, attention_mask, token_type_ids, self._limits, self.device, self.backend
             )
-            results = ExitResults.empty(len(inputs.row_ids), engine.exits.num_classes, self.device)
-            engine.advance(inputs, 0, engine.stack.num_layers, results)
+            results = engine.classify(inputs)
         return EarlyExitOutput.of(results)
 
     def predict(

@@ -64,12 +64,14 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       ", " DECISION ", " RESULTS ") -> (Tensor, Tensor, Tensor)");
 
   // The same on a device that the host does not wait for: how many rows stay, B', and tokens, T', is
-  // written to totals [2] int32, on the device or pinned. What is returned has room for all rows:
-  // unused entries of cu_seqlens are T', of row_ids -1. Tickets as above.
+  // written to totals [2] int32, on the device or pinned. The rows that stay are written to the three
+  // that are named out, which have room for all: unused entries of out_cu_seqlens become T', of
+  // out_row_ids -1. Tickets as above.
   m.def(
       "exit_step_async(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled, *, " HEAD
       ", " DECISION ", " RESULTS
-      ", Tensor(f!) tickets, Tensor(g!) totals) -> (Tensor, Tensor, Tensor)");
+      ", Tensor(f!) tickets, Tensor(g!) totals, Tensor(h!) out_hidden, Tensor(i!) out_cu_seqlens,"
+      " Tensor(j!) out_row_ids) -> ()");
 
   // An engine: an embedding, blocks and exits, laid out once for many passes. Its number, until
   // engine_free. Nothing can be added once it has run.

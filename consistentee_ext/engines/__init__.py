@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from consistentee_ext.backend import DEVICE_BACKENDS
 from consistentee_ext.engines.base import Engine
 from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.engines.eager import EagerEngine
+from consistentee_ext.engines.graphs import PassGraphs, Recorder
 from consistentee_ext.engines.native import NativeEngine
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.layers import Stack
@@ -17,7 +20,12 @@ __all__ = ["Engine", "choose_engine"]
 def choose_engine(stack: Stack, exits: Exits, backend: str, sync: str) -> Engine:
     """The fastest engine of a backend that takes the model; `sync` is for those of a device."""
     if backend in DEVICE_BACKENDS:
-        return DeviceEngine(stack, exits, load_device_ops(backend), sync)
+        ops = load_device_ops(backend)
+        device = stack.embedding.words.device
+        graphs = None
+        if device.type == "cuda":  # not the CPU of an interpreter
+            graphs = PassGraphs(stack, exits, ops, partial(Recorder, device))
+        return DeviceEngine(stack, exits, ops, sync, graphs)
     if backend == "cpu" and NativeEngine.takes(stack, exits):
         return NativeEngine(stack, exits)
     return EagerEngine(stack, exits, load_ops(backend))

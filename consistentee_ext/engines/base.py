@@ -26,6 +26,17 @@ class Engine(ABC):
     def with_exits(self, exits: Exits) -> Engine:
         """An engine of the same stack with these exits."""
 
+    def classify(self, inputs: PackedInputs) -> ExitResults:
+        """A whole pass; the results are the caller's.
+
+        Args:
+            inputs: ``row_ids`` are the numbers from 0 to B - 1 in some order, that of the results.
+        """
+        device = self.stack.embedding.words.device
+        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, device)
+        self.advance(inputs, 0, self.stack.num_layers, results)
+        return results
+
     @abstractmethod
     def advance(
         self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults

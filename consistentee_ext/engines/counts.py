@@ -11,7 +11,13 @@ from torch import Tensor
 _in_flight: deque[tuple[torch.cuda.Event, object]] = deque()
 
 
-def _drop_finished() -> None:
+def keep_until(event: torch.cuda.Event, used: object) -> None:
+    """Keep what kernels use until the event has come."""
+    _in_flight.append((event, used))
+
+
+def drop_finished() -> None:
+    """Let go of what finished passes used."""
     while _in_flight:
         event, kept = _in_flight.popleft()
         if not event.query():
@@ -28,7 +34,7 @@ class Counts:
     """
 
     def __init__(self, exits: int, device: torch.device, used: object = None) -> None:
-        _drop_finished()
+        drop_finished()
         self._device = device
         self._used = used
         self._on_device = device.type == "cuda"
@@ -57,4 +63,4 @@ class Counts:
         """No exit step is launched any more."""
         self.mark()
         if self._events:
-            _in_flight.append((self._events[-1], (self._totals, self._used)))
+            keep_until(self._events[-1], (self._totals, self._used))

@@ -7,22 +7,23 @@ from __future__ import annotations
 from contextlib import closing
 
 import torch
-from torch import Tensor
 from typing_extensions import override
 
 from consistentee_ext.engines.base import Engine
 from consistentee_ext.engines.counts import Counts
+from consistentee_ext.engines.exit_layer import run_exit_layer
+from consistentee_ext.engines.graphs import PassGraphs
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
-from consistentee_ext.layers import Block, Stack
+from consistentee_ext.layers import Stack
 from consistentee_ext.ops import DeviceOps
-from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.packed import ExitResults, PackedBatch
 
 SYNC = ("auto", "eager", "lagged")
 # Up to about this many tokens the wait for every count costs more than rows that stay a layer too
-# long: on an H200 the lagged host was as fast or faster up to 65,536 tokens, the eager one by 1% at
-# 262,144 (docs/gpu.md).
-KNEE_TOKENS = 131072
+# long: on an H200 the lagged host was 3 to 6% faster at 16,384 tokens, the eager one as much at
+# 65,536 and 262,144 (docs/gpu.md).
+KNEE_TOKENS = 32768
 
 
 def choose_sync(sync: str, tokens: int) -> str:
@@ -39,22 +40,59 @@ class DeviceEngine(Engine):
     device waits for it. With ``"lagged"`` it reads the count of the exit layer before, while the
     device runs: a row that has left is computed for one more layer and discarded. ``"auto"``
     chooses by the number of tokens. Results are the same.
+
+    With `graphs`, a whole pass over few enough tokens is replayed (`PassGraphs`).
     """
 
-    def __init__(self, stack: Stack, exits: Exits, ops: DeviceOps, sync: str) -> None:
+    def __init__(
+        self,
+        stack: Stack,
+        exits: Exits,
+        ops: DeviceOps,
+        sync: str,
+        graphs: PassGraphs | None = None,
+    ) -> None:
         super().__init__(stack, exits)
         self._ops = ops
         self._sync = sync
+        self._graphs = graphs
+        words = stack.embedding.words
+        self._none_left = PackedBatch(
+            words.new_empty(0, words.shape[1]),
+            words.new_zeros(1, dtype=torch.int32),
+            words.new_empty(0, dtype=torch.int64),
+        )
 
     @override
     def with_exits(self, exits: Exits) -> DeviceEngine:
-        return DeviceEngine(self.stack, exits, self._ops, self._sync)
+        graphs = self._graphs and self._graphs.with_exits(exits)
+        return DeviceEngine(self.stack, exits, self._ops, self._sync, graphs)
+
+    @override
+    def classify(self, inputs: PackedInputs) -> ExitResults:
+        found = self._replay(inputs)
+        return super().classify(inputs) if found is None else found
+
+    def _replay(self, inputs: PackedInputs) -> ExitResults | None:
+        """A whole pass by graphs, where there are graphs that take it."""
+        if self._graphs is None:
+            return None
+        eager = choose_sync(self._sync, len(inputs.ids)) == "eager"
+        return self._graphs.run(inputs, self.exits, eager)
 
     @override
     def advance(
         self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults
     ) -> PackedBatch:
         if isinstance(batch, PackedInputs):
+            if last == self.stack.num_layers:
+                numbers = torch.arange(len(batch.row_ids))
+                found = self._replay(batch._replace(row_ids=numbers))
+                if found is not None:
+                    rows = batch.row_ids.to(results.logits.device)
+                    for target, source in zip(results, found, strict=True):
+                        target.index_copy_(0, rows, source)
+                    return self._none_left
             max_length = batch.max_length  # read while the offsets are on the host
             batch = batch.to(results.logits.device)
             hidden = self.stack.embedding(batch.ids, batch.types, batch.positions, self._ops)
@@ -83,11 +121,19 @@ class DeviceEngine(Engine):
             if layer not in decisions:
                 batch = block(batch, self._ops, max_length)
                 continue
-            batch = self._run_exit_layer(
-                block, layer, batch, max_length, decisions[layer], results, tickets, counts
+            batch = run_exit_layer(
+                block,
+                self.exits.by_layer[layer],
+                batch,
+                max_length,
+                self._ops,
+                decisions[layer],
+                results,
+                tickets,
+                counts.next(),
             )
             if decisions[layer].last:
-                return _cut(batch, 0, 0)
+                return self._none_left
             counts.mark()
             known = counts.made if sync == "eager" else counts.made - 1
             if known:
@@ -95,40 +141,6 @@ class DeviceEngine(Engine):
                 if not len(batch.row_ids):
                     return batch
         return _cut(batch, *counts.read(counts.made)) if counts.made else batch
-
-    def _run_exit_layer(
-        self,
-        block: Block,
-        layer: int,
-        batch: PackedBatch,
-        max_length: int,
-        decision: ExitDecision,
-        results: ExitResults,
-        tickets: Tensor,
-        counts: Counts,
-    ) -> PackedBatch:
-        """A block whose last norm pools the rows as well, and the exit step behind it."""
-        ops, exit_ = self._ops, self.exits.by_layer[layer]
-        out, hidden = block.before_last_norm(batch, ops, max_length)
-        pooled = ops.add_norm_pool(
-            hidden,
-            out.hidden,
-            *block.mlp_norm,
-            out.cu_seqlens,
-            1 if block.attention.first_tokens_only else max_length,
-            exit_.pooling,
-            tickets,
-        )
-        product = ops.linear(pooled, exit_.pooler)
-        return ops.exit_step_async(
-            out._replace(hidden=hidden),
-            product,
-            exit_.weights,
-            decision,
-            results,
-            tickets,
-            counts.next(),
-        )
 
 
 def _cut(batch: PackedBatch, rows: int, tokens: int) -> PackedBatch:

@@ -100,8 +100,9 @@ class DeviceOps(LayerOps, Protocol):
         results: ExitResults,
         tickets: Tensor,
         totals: Tensor,
-    ) -> PackedBatch:
-        """`exit_step`, with room for all rows that came."""
+        out: PackedBatch,
+    ) -> None:
+        """`exit_step`, whose survivors are written to `out`, which has room for all rows."""
 
 
 def load_ops(backend: str) -> HostOps:

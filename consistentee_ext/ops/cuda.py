@@ -49,13 +49,16 @@ def exit_step_async(
     results: ExitResults,
     tickets: Tensor,
     totals: Tensor,
-) -> PackedBatch:
-    """The exit step with results that have room for all rows."""
-    survivors = torch.ops.consistentee.exit_step_async.default(
+    out: PackedBatch,
+) -> None:
+    """The exit step, in two launches."""
+    torch.ops.consistentee.exit_step_async.default(
         *batch,
         pooled,
         **exit_arguments(weights, decision, results),
         tickets=tickets,
         totals=totals,
+        out_hidden=out.hidden,
+        out_cu_seqlens=out.cu_seqlens,
+        out_row_ids=out.row_ids,
     )
-    return PackedBatch(*survivors)

@@ -236,13 +236,17 @@ def exit_step_async(
     results: ExitResults,
     tickets: Tensor,
     totals: Tensor,
-) -> PackedBatch:
-    """`exit_step`, with room for all rows that came: unused entries of ``cu_seqlens`` are the
-    number of tokens that stay, T', those of ``row_ids`` -1.
+    out: PackedBatch,
+) -> None:
+    """`exit_step`, whose survivors are written to memory that has room for all rows.
 
     Args:
+        batch: rows with -1 as their id are absent.
         tickets: ``[B]`` int32 or more, zeros before and after; kernels count on them.
-        totals: ``[2]`` int32, becomes the numbers of rows and of tokens that stay.
+        totals: ``[2]`` int32, becomes the numbers of rows and of tokens that stay, B' and T'.
+        out: of the shapes of `batch`. Of ``hidden [T, H]``, T' tokens are written unless all rows
+            leave; ``cu_seqlens [B+1]`` becomes the offsets of the B' rows that stay and then T';
+            ``row_ids [B]``, theirs and then -1.
     """
     there = int((batch.row_ids >= 0).sum())
     tokens = int(batch.cu_seqlens[there])
@@ -251,12 +255,10 @@ def exit_step_async(
     )
     stay = exit_step(present, pooled[:there], weights, decision, results)
     totals[0], totals[1] = len(stay.row_ids), len(stay.hidden)
-    hidden, row_ids = torch.zeros_like(batch.hidden), torch.full_like(batch.row_ids, -1)
-    cu_seqlens = torch.full_like(batch.cu_seqlens, len(stay.hidden))
-    hidden[: len(stay.hidden)] = stay.hidden
-    row_ids[: len(stay.row_ids)] = stay.row_ids
-    cu_seqlens[: len(stay.cu_seqlens)] = stay.cu_seqlens
-    return PackedBatch(hidden, cu_seqlens, row_ids)
+    out.row_ids.fill_(-1)
+    out.cu_seqlens.fill_(len(stay.hidden))
+    for target, source in zip(out, stay, strict=True):
+        target[: len(source)] = source
 
 
 def compact(batch: PackedBatch, keep: Tensor) -> PackedBatch:

@@ -39,7 +39,7 @@ SOURCES = HEADERS / "kernels" / "cuda"
 PATCHES = {
     "nothing": ("plan.cuh", "#pragma once", "#pragma once"),
     "the scan takes one too few": ("plan.cuh", "thread >= width", "thread > width"),
-    "the scan stops early": ("plan.cuh", "width < Threads;", "width < Threads / 2;"),
+    "the scan stops early": ("plan.cuh", "width < entries;", "width < entries / 2;"),
     "the scan is exclusive": ("plan.cuh", "rows_before[thread] - 1", "rows_before[thread]"),
     "offsets are ends": ("plan.cuh", "end - length : -1", "end : -1"),
     "row_ids without a tail": ("plan.cuh", "plan.row_ids[row] = -1;", ""),
@@ -65,7 +65,8 @@ PATCHES = {
     "the exit counter stays": ("exit_rows.cuh", "*batch.tickets = 0;", ";"),
     "absent rows stay": ("exit_rows.cuh", "batch.keep[row] = false;", "batch.keep[row] = true;"),
     "plans one block too early": ("exit_rows.cuh", "(gridDim.x) - 1;", "(gridDim.x) - 2;"),
-    "a statistic is not read": ("exit_rows.cuh", "k < features;", "k < features - 1;"),
+    "a statistic is not read": ("exit_rows.cuh", "kNumStatistics; ++k", "kNumStatistics - 1; ++k"),
+    "a product is not computed": ("exit_rows.cuh", "k < products;", "k < products - 1;"),
     "a warp scores its lanes": ("exit_rows.cuh", "sigmoid(warp_sum(score)", "sigmoid((score)"),
     "the pool counter stays": ("norm.cuh", "pooling.tickets[row] = 0;", ";"),
     "all sums in one place": ("norm.cuh", "partial + blockIdx.y * size", "partial"),
@@ -129,6 +130,12 @@ def outcome(host: CudaHost, seed: int) -> list[Tensor]:
     for _ in range(2):  # the second time the labels agree
         host.exit_rows(batch, pooled, weights, LAST, results, tickets, seed)
         written += [*clone(results), tickets.clone()]
+    # As many products as warps at most: the first warp may be done before the others.
+    few, few_results = make_weights(40, 3, "both", 8), make_results(9, 3)
+    for attempt in range(4):
+        launch = 4 * seed + attempt
+        host.exit_rows(batch, pooled, few, LAST, few_results, tickets, launch)
+        written += clone(few_results)
     # Two equal labels, that two lanes of the warp hold. Some of the rows leave.
     weights.classifier_bias[[33, 67]] = 9.0
     weights.classifier_weight[33] = weights.classifier_weight[67]

@@ -105,8 +105,8 @@ def encoded(instance: str) -> str:
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("instance", instances())
 def test_usage(compiled: Compiled, instance: str, target: str) -> None:
-    """Nothing spills, and 4 blocks of 256 threads fit the 65,536 registers of a multiprocessor:
-    half of its 2,048 threads are there to hide latency."""
+    """Nothing spills, and 1,024 threads fit the 65,536 registers of a multiprocessor: half of its
+    2,048 threads are there to hide latency."""
     usage = [
         usage
         for (mangled, built_for), usage in compiled.usage.items()
@@ -115,7 +115,7 @@ def test_usage(compiled: Compiled, instance: str, target: str) -> None:
     assert len(usage) == 1
     assert usage[0].stack == usage[0].spills == 0
     assert usage[0].registers <= 64
-    assert usage[0].shared <= 8 << 10
+    assert usage[0].shared <= (8 << 10) + 64
 
 
 def test_the_report_holds_nothing_else(compiled: Compiled) -> None:

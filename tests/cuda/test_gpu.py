@@ -10,7 +10,7 @@ from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import device_attention, load_device_ops, reference
-from consistentee_ext.packed import InputLimits
+from consistentee_ext.packed import InputLimits, PackedBatch
 from consistentee_ext.weights import NormWeights
 
 pytestmark = pytest.mark.needs_device
@@ -55,10 +55,13 @@ def check_exit_step(
         decision = decision._replace(thresholds=thresholds)
     totals = torch.zeros(2, dtype=torch.int32)
     tickets = torch.zeros(rows, dtype=torch.int32, device=DEVICE)
-    arguments = (batch, pooled, weights, decision, expected, tickets, totals)
-    stay = reference.exit_step_async(*arguments)
+    stay = PackedBatch(*map(torch.empty_like, batch))
+    reference.exit_step_async(
+        batch, pooled, weights, decision, expected, tickets.cpu(), totals, stay
+    )
     on_host = torch.zeros(2, dtype=torch.int32, pin_memory=CARD)
-    got = load_device_ops(backend).exit_step_async(
+    got = PackedBatch(*map(torch.empty_like, on_device(batch)))
+    load_device_ops(backend).exit_step_async(
         on_device(batch),
         pooled.to(DEVICE),
         on_device(weights),
@@ -66,6 +69,7 @@ def check_exit_step(
         found,
         tickets,
         on_host,
+        got,
     )
     if CARD:
         torch.cuda.synchronize()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import product
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from support.gpu import DEVICE, REHEARSED, assert_near
 from support.models import random_batch, tiny_model
 
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+from consistentee_ext.engines.device import DeviceEngine
 
 pytestmark = [pytest.mark.gpu_check, pytest.mark.needs_device]
 Batch = dict[str, torch.Tensor]
@@ -25,6 +27,25 @@ def encoder_on(
     return FastEarlyExitEncoder(
         model, device=DEVICE, dtype=dtype, backend=backend, threshold=0.6, sync=sync
     )
+
+
+def engine_of(encoder: FastEarlyExitEncoder) -> DeviceEngine:
+    assert isinstance(encoder._engine, DeviceEngine)
+    return encoder._engine
+
+
+def without_graphs(encoder: FastEarlyExitEncoder) -> FastEarlyExitEncoder:
+    """The encoder, from now on launched op by op."""
+    engine = engine_of(encoder)
+    encoder._engine = DeviceEngine(engine.stack, engine.exits, engine._ops, engine._sync)
+    return encoder
+
+
+def replays_of(encoder: FastEarlyExitEncoder) -> int:
+    """How many graphs there are."""
+    graphs = engine_of(encoder)._graphs
+    assert graphs is not None
+    return len(graphs._replays)
 
 
 def plain(pooling: str = "mean", dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
@@ -67,8 +88,9 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
     batch = mixed_rows(rows)
     expected, rounded = plain(pooling)(**batch), plain(pooling, dtype)(**batch)
     assert rows < 8 or len(set(expected.exit_layers.tolist())) > 2
-    for sync in ("eager", "lagged"):
-        found = encoder_on(gpu_backend, dtype, sync, pooling)(**batch)
+    for sync, graphs in product(("eager", "lagged"), (True, False)):
+        encoder = encoder_on(gpu_backend, dtype, sync, pooling)
+        found = (encoder if graphs else without_graphs(encoder))(**batch)
         same = found.exit_layers.cpu() == expected.exit_layers
         elsewhere = 0 if dtype == torch.float32 else round(rows / 10)
         assert int((~same).sum()) <= elsewhere
@@ -77,6 +99,31 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
             ours, exact, eager = (output[name].cpu()[same] for output in (found, expected, rounded))
             if same.any():
                 assert_near(ours, exact, eager, floor=max(torch.finfo(dtype).eps, 1e-5))
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+@pytest.mark.parametrize("pooling", ["cls", "mean"])
+def test_graphs_replay_what_was_launched(
+    gpu_backend: str, dtype: torch.dtype, sync: str, pooling: str
+) -> None:
+    """The first calls are launched, the second record graphs; other rows, sizes and thresholds come
+    between. The same work gives the same bits."""
+    batches = [mixed_rows(33, seed=5), mixed_rows(33, seed=6), mixed_rows(5, seed=7)]
+    encoder = encoder_on(gpu_backend, dtype, sync, pooling)
+    first = [encoder(**batch) for batch in batches]
+    assert replays_of(encoder) == 0
+    for _ in range(3):
+        for batch, expected in zip(batches, first, strict=True):
+            assert_equal(encoder(**batch), expected)
+    recorded = replays_of(encoder)
+    assert recorded >= 4
+    encoder.threshold = 1e-9
+    assert encoder(**batches[0]).exit_layers.tolist() == [1] * 33
+    encoder.threshold = 0.6
+    assert_equal(encoder(**batches[0]), first[0])
+    assert replays_of(encoder) >= recorded
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -144,7 +191,9 @@ def test_only_counts_are_waited_for(gpu_backend: str, sync: str, dtype: torch.dt
     encoder = encoder_on(gpu_backend, dtype, sync)
     expected = encoder(**batch)
     with waits_are_errors():
-        found = encoder(**batch)
+        for _ in range(3):  # one records graphs, the next replays them
+            found = encoder(**batch)
+        without_graphs(encoder)(**batch)
         with pytest.raises(RuntimeError, match="synchronizing"):
             int(found.exit_layers[0])
     assert torch.equal(found.exit_layers, expected.exit_layers)

@@ -46,9 +46,9 @@ class Device:
             known = hidden[: int(cu_seqlens[-1])] if pooling == "mean" else hidden
             return reference.pool(known, cu_seqlens, pooling)
 
-    def exit_step_async(self, batch, pooled, weights, decision, results, tickets, totals):
+    def exit_step_async(self, batch, pooled, weights, decision, results, tickets, totals, out):
         self.launches["exit_step_async"] += LAUNCHES["exit_step_async"]
         with torch._C.DisableTorchFunction():
             assert not tickets.any()
-            arguments = (batch, pooled, weights, decision, results, tickets, totals)
-            return reference.exit_step_async(*arguments)
+            arguments = (batch, pooled, weights, decision, results, tickets, totals, out)
+            reference.exit_step_async(*arguments)

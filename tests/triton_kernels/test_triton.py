@@ -145,8 +145,9 @@ def compile_all(folder: Path) -> None:
             }
         own, shared = torch.full((4,), 0.5), torch.tensor(0.5).expand(4)
         for activation, thresholds in zip(STATE_ACTIVATIONS, (own, shared), strict=True):
+            batch = PackedBatch(hidden, cu_seqlens, torch.tensor([2, -1, 0]))
             kernels.exit_step_async(
-                PackedBatch(hidden, cu_seqlens, torch.tensor([2, -1, 0])),
+                batch,
                 torch.zeros(3, size, dtype=dtype),
                 HeadWeights(
                     torch.zeros(classes, size),
@@ -159,6 +160,7 @@ def compile_all(folder: Path) -> None:
                 ExitResults.empty(4, classes),
                 tickets,
                 totals,
+                PackedBatch(*map(torch.empty_like, batch)),
             )
 
 

@@ -154,15 +154,10 @@ def step(
     rows, tokens = len(batch.row_ids), len(batch.hidden)
     tickets = torch.zeros(max(rows, 1), dtype=torch.int32)
     totals = torch.full((2,), -7, dtype=torch.int32)
-    hidden, cu_seqlens, row_ids = kernels.exit_step_async(
-        batch, pooled, weights, decision, results, tickets, totals
-    )
+    out = PackedBatch(*map(torch.empty_like, batch))
+    kernels.exit_step_async(batch, pooled, weights, decision, results, tickets, totals, out)
+    hidden, cu_seqlens, row_ids = out
     assert not tickets.any()
-    assert hidden.shape == batch.hidden.shape
-    assert hidden.dtype == batch.hidden.dtype
-    assert cu_seqlens.shape == (rows + 1,)
-    assert cu_seqlens.dtype == torch.int32
-    assert row_ids.shape == (rows,)
     kept_rows, kept_tokens = totals.tolist()
     assert 0 <= kept_rows <= rows
     assert 0 <= kept_tokens <= tokens

@@ -24,16 +24,11 @@ class SurvivorPlan(NamedTuple):
     totals: Tensor  # [2] int32
 
     @classmethod
-    def empty(cls, batch: PackedBatch, totals: Tensor) -> SurvivorPlan:
-        """Room for a plan that keeps every row of `batch`."""
-        rows = len(batch.row_ids)
-        return cls(
-            batch.cu_seqlens.new_empty(rows),
-            batch.cu_seqlens.new_empty(rows),
-            batch.cu_seqlens.new_empty(rows + 1),
-            batch.row_ids.new_empty(rows),
-            totals,
-        )
+    def to(cls, out: PackedBatch, totals: Tensor) -> SurvivorPlan:
+        """A plan that is written to `out`."""
+        rows = len(out.row_ids)
+        keep, offsets = (out.cu_seqlens.new_empty(rows) for _ in range(2))
+        return cls(keep, offsets, out.cu_seqlens, out.row_ids, totals)
 
 
 @triton.jit

@@ -160,24 +160,15 @@ def exit_step_async(
     results: ExitResults,
     tickets: Tensor,
     totals: Tensor,
-) -> PackedBatch:
-    """`consistentee_ext.ops.reference.exit_step_async`: results sized for all B rows, no wait.
-
-    Args:
-        batch: rows with -1 as their id are absent.
-        tickets: ``[1]`` int32 or more, zeros before and after.
-        totals: ``[2]`` int32, becomes the numbers of rows and of tokens that stay, B' and T'.
-
-    Returns:
-        ``hidden [T, H]``, of which T' are written; ``cu_seqlens [B+1]``, the offsets of the B' rows
-        that stay and then T'; ``row_ids [B]``, theirs and then -1.
-    """
+    out: PackedBatch,
+) -> None:
+    """`consistentee_ext.ops.reference.exit_step_async` in two launches, no wait."""
     rows, size, classes = len(batch.row_ids), pooled.shape[1], len(weights.classifier_bias)
-    out = torch.empty_like(batch.hidden)
     if rows == 0:
         totals.zero_()
-        return PackedBatch(out, batch.cu_seqlens.clone(), batch.row_ids.clone())
-    plan = SurvivorPlan.empty(batch, totals)
+        out.cu_seqlens.zero_()
+        return
+    plan = SurvivorPlan.to(out, totals)
     policy_size = 1 if weights.dense_bias is None else len(weights.dense_bias)
     # Two at least: a reduction of a single element is not every version's strength.
     block_c = max(2, triton.next_power_of_2(classes))
@@ -213,5 +204,4 @@ def exit_step_async(
             **FUSED,
         )
         if not decision.last:
-            copy_survivors(batch, plan, out)
-    return PackedBatch(out, plan.cu_seqlens, plan.row_ids)
+            copy_survivors(batch, plan, out.hidden)

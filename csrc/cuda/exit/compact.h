@@ -19,24 +19,6 @@ struct DeviceBatch {
 DeviceBatch check_device_batch(
     const Tensor& hidden, const Tensor& cu_seqlens, const Tensor& row_ids);
 
-// Room for a plan that keeps every row.
-struct PlannedRows {
-  Tensor offsets, cu_seqlens, row_ids;
-
-  PlannedRows(const Tensor& like_cu_seqlens, const Tensor& like_row_ids)
-      : offsets(torch::stable::new_empty(like_cu_seqlens, {like_row_ids.numel()})),
-        cu_seqlens(torch::stable::new_empty(like_cu_seqlens, {like_cu_seqlens.numel()})),
-        row_ids(torch::stable::new_empty(like_row_ids, {like_row_ids.numel()})) {}
-
-  SurvivorPlan pointers(const Tensor& totals) const {
-    return {
-        mutable_data<int32_t>(offsets),
-        mutable_data<int32_t>(cu_seqlens),
-        mutable_data<int64_t>(row_ids),
-        mutable_data<int32_t>(totals)};
-  }
-};
-
 // Copies the tokens of the rows that `offsets` keeps to `out`, which has room for them.
 void launch_copy(
     const Tensor& hidden,

@@ -8,7 +8,7 @@
 namespace consistentee {
 namespace {
 
-std::tuple<Tensor, Tensor, Tensor> exit_step_async(
+void exit_step_async(
     const Tensor& hidden,
     const Tensor& cu_seqlens,
     const Tensor& row_ids,
@@ -32,7 +32,10 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_async(
     const Tensor& labels,
     const Tensor& streaks,
     const Tensor& tickets,
-    const Tensor& totals) {
+    const Tensor& totals,
+    const Tensor& out_hidden,
+    const Tensor& out_cu_seqlens,
+    const Tensor& out_row_ids) {
   const DeviceBatch batch = check_device_batch(hidden, cu_seqlens, row_ids);
   check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
@@ -60,18 +63,30 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_async(
   check_device(hidden, {&tickets}, "tickets");
   // On the device, or pinned on the host: the address is the same for both.
   check_tensor(totals, "totals", ScalarType::Int, {2});
+  check_tensor(out_hidden, "out_hidden", hidden.scalar_type(), {batch.tokens, batch.hidden_size});
+  check_tensor(out_cu_seqlens, "out_cu_seqlens", ScalarType::Int, {batch.rows + 1});
+  check_tensor(out_row_ids, "out_row_ids", ScalarType::Long, {batch.rows});
+  check_device(hidden, {&out_hidden, &out_cu_seqlens, &out_row_ids}, "out");
   const int64_t memory = exit_rows_memory(head);
-  if (memory > kSharedMemory - 4096) fail("hidden size, classes: too large for shared memory");
+  if (memory > kSharedMemory - plan_memory(kExitThreads) - 64)
+    fail("hidden size, classes: too large for shared memory");
 
   const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
   const cudaStream_t stream = current_stream(hidden);
-  PlannedRows planned(cu_seqlens, row_ids);
-  Tensor keep = torch::stable::new_empty(cu_seqlens, {batch.rows}, ScalarType::Bool);
-  Tensor out = torch::stable::new_empty(hidden, {batch.tokens, batch.hidden_size});
   if (batch.rows == 0) {
-    STD_CUDA_CHECK(cudaMemsetAsync(totals.mutable_data_ptr(), 0, 2 * sizeof(int32_t), stream));
-    return {out, torch::stable::clone(cu_seqlens), planned.row_ids};
+    for (const Tensor* counts : {&totals, &out_cu_seqlens}) {
+      const size_t bytes = counts->numel() * sizeof(int32_t);
+      STD_CUDA_CHECK(cudaMemsetAsync(counts->mutable_data_ptr(), 0, bytes, stream));
+    }
+    return;
   }
+  const Tensor keep = torch::stable::new_empty(cu_seqlens, {batch.rows}, ScalarType::Bool);
+  const Tensor offsets = torch::stable::new_empty(cu_seqlens, {batch.rows});
+  const SurvivorPlan plan{
+      mutable_data<int32_t>(offsets),
+      mutable_data<int32_t>(out_cu_seqlens),
+      mutable_data<int64_t>(out_row_ids),
+      mutable_data<int32_t>(totals)};
   dispatch_dtype(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     const ExitRows<scalar_t> rows{
@@ -91,10 +106,9 @@ std::tuple<Tensor, Tensor, Tensor> exit_step_async(
         head,
         decision,
         results,
-        planned.pointers(totals));
+        plan);
   });
-  if (!last) launch_copy(hidden, cu_seqlens, planned.offsets, out, stream);
-  return {out, planned.cu_seqlens, planned.row_ids};
+  if (!last) launch_copy(hidden, cu_seqlens, offsets, out_hidden, stream);
 }
 
 }  // namespace

@@ -8,7 +8,9 @@
 
 namespace consistentee {
 
-constexpr int kExitThreads = 256;
+// What a row takes is the latency of its weights, which more warps have in flight; but many rows share
+// the device.
+constexpr int kExitThreads = 512;
 
 template <typename scalar_t>
 struct ExitRows {
@@ -20,10 +22,9 @@ struct ExitRows {
   int32_t* tickets;           // [1], 0 before and after: how many blocks have ended
 };
 
-// Bytes of shared memory a block needs: state, logits, the policy's hidden layer, statistics.
+// Bytes of shared memory a block needs: state, logits, what the policy's units read in the state.
 inline int64_t exit_rows_memory(const ExitHead& head) {
-  return static_cast<int64_t>(sizeof(float)) *
-         (head.hidden_size + head.classes + head.policy_size + kNumStatistics);
+  return static_cast<int64_t>(sizeof(float)) * (head.hidden_size + head.classes + head.policy_size);
 }
 
 // Prediction of C logits in shared memory, by one warp.
@@ -60,40 +61,42 @@ static __device__ void exit_row(
   float* state = shared;
   float* logits = state + size;
   float* inner = logits + classes;
-  float* statistics = inner + head.policy_size;
+  const bool policy = uses_policy(head, decision);
+  const int64_t read = policy && reads_state(head.policy_input) ? size : 0;
+  const int64_t features = policy_features(head.policy_input, size);
 
   for (int64_t h = thread; h < size; h += kExitThreads)
     state[h] = activate(head.activation, to_float(pooled[h]));
   __syncthreads();
-  for (int c = warp; c < classes; c += kWarps) {
-    const float z = warp_dot(head.classifier_weight + c * size, state, size, lane);
-    if (lane == 0) logits[c] = z + head.classifier_bias[c];
+  // All products with the state at once: the policy's do not wait for the prediction.
+  const int products = classes + (read ? static_cast<int>(head.policy_size) : 0);
+  for (int k = warp; k < products; k += kWarps) {
+    const int p = k - classes;
+    const float* weight =
+        p < 0 ? head.classifier_weight + k * size : head.dense_weight + p * features;
+    const float z = warp_dot(weight, state, size, lane);
+    if (lane == 0) logits[k] = p < 0 ? z + head.classifier_bias[k] : z;
   }
   __syncthreads();
-  Prediction prediction = {};
-  if (warp == 0) {
-    prediction = warp_predict(logits, classes, lane);
-    if (lane == 0) write_statistics(prediction, results.labels[row_id], statistics);
-  }
+  if (warp != 0) return;
+
+  const Prediction prediction = warp_predict(logits, classes, lane);
   float probability = 1.0f;
-  if (uses_policy(head, decision)) {
-    const int64_t read = reads_state(head.policy_input) ? size : 0;
-    const int64_t features = policy_features(head.policy_input, size);
-    __syncthreads();
-    for (int64_t p = warp; p < head.policy_size; p += kWarps) {
-      const float* weight = head.dense_weight + p * features;
-      float z = warp_dot(weight, state, read, lane);
-      if (lane == 0) {
-        for (int64_t k = read; k < features; ++k) z += weight[k] * statistics[k - read];
-        inner[p] = head.score_weight[p] * gelu(z + head.dense_bias[p]);
+  if (policy) {
+    float statistics[kNumStatistics];
+    write_statistics(prediction, results.labels[row_id], statistics);
+    float score = 0.0f;
+    for (int64_t p = lane; p < head.policy_size; p += kWarp) {
+      const float* weight = head.dense_weight + p * features + read;
+      float z = read ? inner[p] : 0.0f;
+      if (reads_prediction(head.policy_input)) {
+#pragma unroll
+        for (int k = 0; k < kNumStatistics; ++k) z += weight[k] * statistics[k];
       }
+      score += head.score_weight[p] * gelu(z + head.dense_bias[p]);
     }
-    __syncthreads();
-    if (warp == 0) {
-      float score = 0.0f;
-      for (int64_t p = lane; p < head.policy_size; p += kWarp) score += inner[p];
-      probability = sigmoid(warp_sum(score) + head.score_bias[0]);
-    }
+    // With this sum every lane has read the label, which thread 0 overwrites.
+    probability = sigmoid(warp_sum(score) + head.score_bias[0]);
   }
   if (thread == 0) {
     *keep = decide_row(decision, results, row_id, logits, classes, prediction, probability);

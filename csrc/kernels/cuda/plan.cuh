@@ -14,6 +14,11 @@ struct SurvivorPlan {
   int32_t* totals;      // [2]: B', T'; may be pinned memory of the host
 };
 
+// Bytes of shared memory that plan_survivors has of its own.
+constexpr int64_t plan_memory(int threads) {
+  return int64_t{2} * threads * static_cast<int64_t>(sizeof(int32_t));
+}
+
 // All Threads threads of a block call it. Rows come in tiles of one a thread; the sums before a tile
 // are carried in registers, the same in every thread, so results do not depend on timing.
 template <int Threads>
@@ -35,7 +40,9 @@ static __device__ void plan_survivors(
     tokens_before[thread] = length;
     __syncthreads();
     // Inclusive scan: after the step of width w each thread holds the sum of its last 2w entries.
-    for (int width = 1; width < Threads; width *= 2) {
+    // Threads beyond the last row add nothing, so that a few rows take a few steps.
+    const int entries = static_cast<int>(rows - tile < Threads ? rows - tile : Threads);
+    for (int width = 1; width < entries; width *= 2) {
       const int32_t more_rows = thread >= width ? rows_before[thread - width] : 0;
       const int32_t more_tokens = thread >= width ? tokens_before[thread - width] : 0;
       __syncthreads();
@@ -50,8 +57,8 @@ static __device__ void plan_survivors(
       plan.cu_seqlens[place + 1] = end;
     }
     if (row < rows) plan.offsets[row] = stays ? end - length : -1;
-    kept += rows_before[Threads - 1];
-    tokens += tokens_before[Threads - 1];
+    kept += rows_before[entries - 1];
+    tokens += tokens_before[entries - 1];
     __syncthreads();  // the next tile overwrites what is read here
   }
   for (int64_t row = kept + thread; row < rows; row += Threads) {
