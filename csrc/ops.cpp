@@ -79,7 +79,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "engine_create(*, Tensor word_table, Tensor type_table, Tensor position_table, Tensor weight,"
       " Tensor bias, float eps) -> int");
 
-  // One more block, weights prepacked for oneDNN: x = norm(x + attention(x)), x = norm(x + mlp(x)).
+  // One more block, weights prepacked for oneDNN: x = norm(x + attention(x)), x = norm(x + mlp(x));
+  // with norm_first x = x + attention(norm(x)), x = x + mlp(norm(x)).
   // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
   // and the block, which must be the last, computes the first token of each row alone.
   m.def(
@@ -87,7 +88,7 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor? key_value_bias, Tensor attention_out, Tensor attention_out_bias, int num_heads,"
       " Tensor attention_norm_weight, Tensor attention_norm_bias, float attention_norm_eps,"
       " Tensor up, Tensor up_bias, str activation, Tensor down, Tensor down_bias,"
-      " Tensor mlp_norm_weight, Tensor mlp_norm_bias, float mlp_norm_eps) -> ()");
+      " Tensor mlp_norm_weight, Tensor mlp_norm_bias, float mlp_norm_eps, bool norm_first) -> ()");
 
   // The exit behind block `layer` (1-based), in rising order of layers; pooling is cls or mean.
   m.def(

@@ -23,21 +23,25 @@ def run_exit_layer(
     totals: Tensor,
     room: PackedBatch | None = None,
 ) -> PackedBatch:
-    """A block whose last norm pools the rows as well, and the exit step behind it.
+    """A block, the pooling of its rows, and the exit step behind it.
 
     Returns the survivors, in `room` where the caller has some, with room for all rows.
     """
-    out, hidden = block.before_last_norm(batch, ops, max_length)
-    pooled = ops.add_norm_pool(
-        hidden,
-        out.hidden,
-        *block.mlp_norm,
-        out.cu_seqlens,
-        1 if block.attention.first_tokens_only else max_length,
-        exit_.pooling,
-        tickets,
-    )
-    out = out._replace(hidden=hidden)
+    if block.norm_first:
+        out = block(batch, ops, max_length)
+        hidden, pooled = out.hidden, _pool(out, exit_.pooling)
+    else:
+        out, hidden = block.before_last_norm(batch, ops, max_length)
+        pooled = ops.add_norm_pool(
+            hidden,
+            out.hidden,
+            *block.mlp_norm,
+            out.cu_seqlens,
+            1 if block.attention.first_tokens_only else max_length,
+            exit_.pooling,
+            tickets,
+        )
+        out = out._replace(hidden=hidden)
     if room is None:
         survivors = PackedBatch(*map(torch.empty_like, out))
     else:
@@ -53,3 +57,14 @@ def run_exit_layer(
         survivors,
     )
     return survivors
+
+
+def _pool(batch: PackedBatch, pooling: str) -> Tensor:
+    """`consistentee_ext.ops.reference.pool` without a wait: absent rows and tokens behind the last
+    row may have any value.
+    """
+    if pooling == "cls":
+        return batch.first_tokens().hidden
+    offsets = batch.cu_seqlens.long()
+    means = torch.segment_reduce(batch.hidden.float(), "mean", offsets=offsets, axis=0, unsafe=True)
+    return means.to(batch.hidden.dtype)

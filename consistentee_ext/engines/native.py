@@ -88,6 +88,7 @@ def _block_arguments(block: Block) -> dict[str, Any]:
         "activation": mlp.up.activation or "none",
         **_linear_arguments("down", mlp.down),
         **_norm_arguments("mlp_norm", block.mlp_norm),
+        "norm_first": block.norm_first,
     }
 
 

@@ -1,10 +1,11 @@
-"""One layer: attention and MLP, each added to its input and normalised."""
+"""One layer: attention and MLP, each added to its input, and a norm of each."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
+from torch.nn.functional import layer_norm
 
 from consistentee_ext.layers.attention import Attention
 from consistentee_ext.layers.mlp import Mlp
@@ -15,12 +16,16 @@ from consistentee_ext.weights import LinearWeights, NormWeights
 
 @dataclass(frozen=True)
 class Block:
-    """``x = attention_norm(x + attention(x))``, then ``x = mlp_norm(x + mlp(x))``."""
+    """``x = attention_norm(x + attention(x))``, then ``x = mlp_norm(x + mlp(x))``.
+
+    With `norm_first`: ``x = x + attention(attention_norm(x))``, then ``x = x + mlp(mlp_norm(x))``.
+    """
 
     attention: Attention
     attention_norm: NormWeights
     mlp: Mlp
     mlp_norm: NormWeights
+    norm_first: bool = False
 
     @property
     def linears(self) -> list[LinearWeights]:
@@ -36,13 +41,26 @@ class Block:
 
         On a device, `max_length` bounds the rows' lengths.
         """
+        if self.norm_first:
+            return self._norm_first(batch, ops, max_length)
         out, added = self.before_last_norm(batch, ops, max_length)
         return out._replace(hidden=ops.add_norm(added, out.hidden, *self.mlp_norm))
+
+    def _norm_first(self, batch: PackedBatch, ops: LayerOps, max_length: int | None) -> PackedBatch:
+        normed = batch._replace(hidden=_norm(batch.hidden, self.attention_norm))
+        out, added = self.attention(normed, ops, max_length)
+        residual = batch.first_tokens() if self.attention.first_tokens_only else batch
+        hidden = residual.hidden + added
+        return out._replace(hidden=hidden + self.mlp(_norm(hidden, self.mlp_norm), ops))
 
     def before_last_norm(
         self, batch: PackedBatch, ops: LayerOps, max_length: int | None = None
     ) -> tuple[PackedBatch, Tensor]:
-        """The last norm's operands: the residual, and what the MLP adds to it ``[T, H]``."""
+        """The operands of a last norm: the residual, and what the MLP adds to it ``[T, H]``."""
         out, added = self.attention(batch, ops, max_length)
         hidden = ops.add_norm(added, out.hidden, *self.attention_norm)
         return out._replace(hidden=hidden), self.mlp(hidden, ops)
+
+
+def _norm(hidden: Tensor, norm: NormWeights) -> Tensor:
+    return layer_norm(hidden, hidden.shape[1:], *norm)

@@ -73,7 +73,8 @@ void engine_add_block(
     const Tensor& down_bias,
     const Tensor& mlp_norm_weight,
     const Tensor& mlp_norm_bias,
-    double mlp_norm_eps) {
+    double mlp_norm_eps,
+    bool norm_first) {
   if (key_value.has_value() != key_value_bias.has_value()) {
     fail("key_value, key_value_bias: expected both or none");
   }
@@ -87,7 +88,8 @@ void engine_add_block(
       {std::move(attention),
        {attention_norm_weight, attention_norm_bias, attention_norm_eps},
        {PrepackedLinear(up, up_bias, activation), PrepackedLinear(down, down_bias)},
-       {mlp_norm_weight, mlp_norm_bias, mlp_norm_eps}});
+       {mlp_norm_weight, mlp_norm_bias, mlp_norm_eps},
+       norm_first});
 }
 
 void engine_add_exit(

@@ -109,6 +109,23 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
       if (token > 0) expect_normal(sum, hidden.data() + token * size);
     }
 
+    std::vector<scalar_t> normed(tokens * size);
+    kernels.norm_tokens(before.data(), norm, normed.data(), 1, tokens, scratch.data());
+    auto added = before;
+    kernels.add_elements(added.data(), residual.data(), size, tokens * size);
+    for (int64_t token = 0; token < tokens; ++token) {
+      std::vector<double> source(size);
+      for (int64_t h = 0; h < size; ++h) {
+        const int64_t at = token * size + h;
+        source[h] = to_float(before[at]);
+        scalar_t sum = before[at];
+        if (token > 0) store(&sum, to_float(before[at]) + to_float(residual[at]));
+        expect_near(to_float(added[at]), to_float(sum), 0, "add_elements");
+        if (token == 0) expect_near(to_float(normed[at]), 0, 0, "untouched");
+      }
+      if (token > 0) expect_normal(source, normed.data() + token * size);
+    }
+
     const auto words = draw<scalar_t>(entries * size), types = draw<scalar_t>(entries * size);
     const auto positions = draw<scalar_t>(entries * size);
     const std::vector<int64_t> ids{2, 0, 1, 1, 2}, type_ids{0, 1, 2, 0, 2}, places{0, 1, 2, 1, 2};

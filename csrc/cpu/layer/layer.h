@@ -37,6 +37,7 @@ struct Block {
   Norm attention_norm;
   Mlp mlp;
   Norm mlp_norm;
+  bool norm_first;  // the norms come before attention and MLP, not behind the sums
 
   // hidden [T, H] and its offsets to those that follow: [T, H], or [B, H] for first tokens alone.
   std::pair<Tensor, Tensor> operator()(const Tensor& hidden, const Tensor& cu_seqlens) const;
@@ -52,5 +53,11 @@ Tensor attend(
 
 // hidden = norm(hidden + residual), both [T, H].
 void add_norm(const Tensor& hidden, const Tensor& residual, const Norm& norm);
+
+// norm(hidden), [T, H].
+Tensor normed(const Tensor& hidden, const Norm& norm);
+
+// target += source, both [T, H].
+void add(const Tensor& target, const Tensor& source);
 
 }  // namespace consistentee

@@ -1,4 +1,4 @@
-// Layer normalisation of a range of tokens, of a sum that is never written to memory.
+// Layer normalisation of a range of tokens, and sums: one that is normalised is not written to memory.
 #pragma once
 
 #include <cmath>
@@ -42,6 +42,31 @@ void add_norm_tokens(
 #pragma omp simd
     for (int64_t h = 0; h < norm.hidden_size; ++h) scratch[h] = to_float(x[h]) + to_float(y[h]);
     normalize(scratch, norm, x);
+  }
+}
+
+template <typename scalar_t>
+void norm_tokens(
+    const scalar_t* x,
+    const LayerNorm<scalar_t>& norm,
+    scalar_t* out,
+    int64_t begin,
+    int64_t end,
+    float* scratch) {
+  const int64_t size = norm.hidden_size;
+  for (int64_t token = begin; token < end; ++token) {
+    const scalar_t* source = x + token * size;
+#pragma omp simd
+    for (int64_t h = 0; h < size; ++h) scratch[h] = to_float(source[h]);
+    normalize(scratch, norm, out + token * size);
+  }
+}
+
+template <typename scalar_t>
+void add_elements(scalar_t* target, const scalar_t* source, int64_t begin, int64_t end) {
+#pragma omp simd
+  for (int64_t i = begin; i < end; ++i) {
+    store(target + i, to_float(target[i]) + to_float(source[i]));
   }
 }
 

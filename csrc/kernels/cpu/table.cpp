@@ -19,6 +19,8 @@ constexpr Kernels<scalar_t> kKernels{
     mean_rows<scalar_t>,
     attend_head<scalar_t>,
     add_norm_tokens<scalar_t>,
+    norm_tokens<scalar_t>,
+    add_elements<scalar_t>,
     embed_tokens<scalar_t>,
 };
 

@@ -73,6 +73,16 @@ struct Kernels {
       int64_t begin,
       int64_t end,
       float* scratch);
+  // out = norm(x) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  void (*norm_tokens)(
+      const scalar_t* x,
+      const LayerNorm<scalar_t>& norm,
+      scalar_t* out,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+  // target += source for elements [begin, end).
+  void (*add_elements)(scalar_t* target, const scalar_t* source, int64_t begin, int64_t end);
   // out = norm(word + type + position) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
   void (*embed_tokens)(
       const Embeddings<scalar_t>& tables,
