@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -43,7 +45,39 @@ class EarlyExitModel(nn.Module):
         )
 
 
-def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
+class Source(NamedTuple):
+    """Where a checkpoint is; all but the first as for transformers' ``from_pretrained``."""
+
+    name_or_path: str | os.PathLike[str]
+    revision: str = "main"
+    cache_dir: str | os.PathLike[str] | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+    subfolder: str = ""
+
+    def options(self) -> dict[str, Any]:
+        """All but the first, by name."""
+        fields = self._asdict()
+        del fields["name_or_path"]
+        return fields
+
+    def checked(self) -> Source:
+        """This source; raises FileNotFoundError where it looks like a folder and is none."""
+        name, path = os.fspath(self.name_or_path), Path(self.name_or_path)
+        local = (
+            not isinstance(self.name_or_path, str)
+            or name.startswith((".", "~", "/"))
+            or name.endswith("/")
+            or "\\" in name
+            or name.count("/") > 1
+            or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
+        )
+        if local and not path.exists():
+            raise FileNotFoundError(f"name_or_path: expected a folder, got {name}: not there")
+        return self
+
+
+def load_checkpoint(source: Source) -> nn.Module:
     """The model in a local folder or on the hub, ready for `FastEarlyExitEncoder`.
 
     Raises:
@@ -51,10 +85,11 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
             unknown.
         OSError: no such folder or file.
     """
-    fields, _ = PreTrainedConfig.get_config_dict(name_or_path)
+    name_or_path = source.name_or_path
+    fields, _ = PreTrainedConfig.get_config_dict(name_or_path, **source.options())
     model_type = fields.get("model_type")
     if model_type in FAMILIES:
-        return _load_classifier(name_or_path)
+        return _load_classifier(source)
     if model_type != ConsistentEEConfig.model_type:
         supported = (ConsistentEEConfig.model_type, *FAMILIES)
         raise ValueError(
@@ -66,7 +101,7 @@ def load_checkpoint(name_or_path: str | os.PathLike[str]) -> nn.Module:
             raise ValueError(f"{name_or_path}: config.json has no field {name!r}")
     with torch.device("meta"):  # the file brings the weights; no second copy, none at random
         model = EarlyExitModel(ConsistentEEConfig.from_dict(fields))
-    file = cached_file(name_or_path, "model.safetensors")
+    file = cached_file(name_or_path, "model.safetensors", **source.options())
     assert file is not None  # a missing file raises
     weights = _read_weights(file)
     expected = model.state_dict()
@@ -99,21 +134,22 @@ def _read_weights(file: str) -> dict[str, Tensor]:
     return weights
 
 
-def _load_classifier(name_or_path: str | os.PathLike[str]) -> nn.Module:
+def _load_classifier(source: Source) -> nn.Module:
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of misfits it would log is our error, in one line
     try:
         model, info = AutoModelForSequenceClassification.from_pretrained(
-            name_or_path,
+            source.name_or_path,
             use_safetensors=True,
             trust_remote_code=False,
+            **source.options(),
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
     finally:
         logging.set_verbosity(verbosity)
     _check_fit(
-        name_or_path,
+        source.name_or_path,
         missing=info["missing_keys"],
         unknown=set(),
         reshaped={str(name) for name, *_ in info["mismatched_keys"]},

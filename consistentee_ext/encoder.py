@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers import AutoTokenizer
+from typing_extensions import override
 
-from consistentee_ext.backend import select_backend
-from consistentee_ext.checkpoint import load_checkpoint
+from consistentee_ext.backend import availability, select_backend
+from consistentee_ext.checkpoint import Source, load_checkpoint
+from consistentee_ext.drop_in import DropIn
 from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
 from consistentee_ext.exits.exits import (
@@ -26,24 +29,31 @@ from consistentee_ext.exits.exits import (
 from consistentee_ext.exits.head import alpha_feature, check_alpha
 from consistentee_ext.families import find_backbone, read_stack
 from consistentee_ext.families.reader import Reader
+from consistentee_ext.forks import threads_start, without_threads
 from consistentee_ext.inputs import pack_inputs
+from consistentee_ext.layers import Stack
 from consistentee_ext.ops.checks import FLOAT_DTYPES
+from consistentee_ext.ops.onednn import is_fast
 from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
+from consistentee_ext.placement import dense, place
 from consistentee_ext.tokens import pack_rows, token_budget_batches, tokenize
 
 
-class FastEarlyExitEncoder:
+class FastEarlyExitEncoder(DropIn):
     """Runs a classifier on packed tokens and takes a row out of the batch at its exit layer.
 
-    Stands in for the Hugging Face model: call it with the tokenizer's output. Rows come back in the
-    caller's order, and what a row gives does not depend on the rows beside it.
+    Stands in for the Hugging Face model: call it with the tokenizer's output, or hand it to a
+    pipeline, a Trainer or a CrossEncoder. Rows come back in the caller's order, and what a row
+    gives does not depend on the rows beside it. It can be copied, pickled and moved between
+    devices; it cannot be trained.
 
     Args:
         model: a `ConsistentEEForSequenceClassification`, or a Hugging Face sequence classifier of
             a family in `consistentee_ext.families`, which has no exit heads and runs at full depth.
             It is read, never changed.
-        dtype: float32, bfloat16 or float16; default the model's. Decisions and logits are float32.
+        dtype: float32, bfloat16 or float16; default the model's, or float32 on a processor that
+            multiplies the model's slowly. Decisions and logits are float32.
         device: default the model's.
         backend: one of ``cuda``, ``triton``, ``cpu``, ``torch``; default the first that can run,
             or ``CONSISTENTEE_BACKEND``.
@@ -79,28 +89,19 @@ class FastEarlyExitEncoder:
     ) -> None:
         backbone: Any = find_backbone(model)
         config: Any = model.config
-        self.config = config
         weight = next(backbone.parameters())
-        self.dtype = dtype or weight.dtype
-        if self.dtype not in FLOAT_DTYPES:
-            raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
-        self.device = _usable_device(device or weight.device)
+        where = _usable_device(device or weight.device)
+        super().__init__(config, _choose_dtype(dtype, weight.dtype, where), where)
         self.backend = select_backend(self.device, backend)
         if sync not in SYNC:
             raise ValueError(f"sync: expected one of {SYNC}, got {sync!r}")
+        self._sync = sync
         self.tokenizer = tokenizer
-        by_layer = model_exits(model, backbone, self.dtype, self.device)
-        self.exit_layers = choose_exit_layers(list(by_layer), exit_layers)
-        by_layer = {layer: by_layer[layer] for layer in self.exit_layers}
-        if criterion is None:
-            criterion = getattr(config, "criterion", "confidence")
-        if threshold is None:
-            threshold = getattr(config, "threshold", 0.5)
-        thresholds = resolve_thresholds(threshold, self.exit_layers[:-1])
-        exits = Exits(by_layer, check_exit_criterion(criterion, by_layer), thresholds)
-        pooling = exits.last.pooling
-        reader = Reader(backbone.config, self.dtype, self.device, pooling, _consume)
-        stack = read_stack(backbone, reader)
+        with without_threads():
+            exits = self._read_exits(model, backbone, exit_layers, criterion, threshold)
+            pooling = exits.last.pooling
+            reader = Reader(backbone.config, self.dtype, self.device, pooling, _consume)
+            stack = read_stack(backbone, reader)
         self._engine = choose_engine(stack, exits, self.backend, sync)
         self._limits = stack.embedding.limits
         self._alpha: float | None = None
@@ -109,27 +110,75 @@ class FastEarlyExitEncoder:
         if alpha is not None:
             self.alpha = alpha
 
+    def _read_exits(
+        self,
+        model: nn.Module,
+        backbone: nn.Module,
+        exit_layers: Sequence[int] | None,
+        criterion: str | None,
+        threshold: float | Sequence[float] | Mapping[int, float] | None,
+    ) -> Exits:
+        by_layer = model_exits(model, backbone, self.dtype, self.device)
+        self.exit_layers = choose_exit_layers(list(by_layer), exit_layers)
+        by_layer = {layer: by_layer[layer] for layer in self.exit_layers}
+        if criterion is None:
+            criterion = getattr(self.config, "criterion", "confidence")
+        if threshold is None:
+            threshold = getattr(self.config, "threshold", 0.5)
+        thresholds = resolve_thresholds(threshold, self.exit_layers[:-1])
+        return Exits(by_layer, check_exit_criterion(criterion, by_layer), thresholds)
+
     @classmethod
     def from_pretrained(
         cls,
         name_or_path: str | os.PathLike[str],
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         device: torch.device | str | None = None,
         backend: str | None = None,
+        revision: str = "main",
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        token: str | bool | None = None,
+        subfolder: str = "",
         **options: Any,
     ) -> FastEarlyExitEncoder:
         """An encoder from a checkpoint folder or hub name: ConsistentEE, or a classifier of a known
         family.
 
-        Loads safetensors only and runs no remote code. `options` are those of the class.
+        Loads safetensors only and runs no remote code.
+
+        Args:
+            name_or_path: what looks like a folder and is none is not looked for on the hub.
+            dtype: as for the class, or its name; ``"auto"`` is that of the weights, on every
+                processor.
+            device, backend: as for the class.
+            revision, cache_dir, local_files_only, token, subfolder: as for transformers'
+                ``from_pretrained``.
+            options: the others of the class.
+
+        Raises:
+            OSError: no such folder, name or file.
+            ValueError: weights that are not those of the configuration, or another model type.
         """
-        model = load_checkpoint(name_or_path)
+        source = Source(
+            name_or_path, revision, cache_dir, local_files_only, token, subfolder
+        ).checked()
+        with without_threads():
+            model = load_checkpoint(source)
+        if isinstance(dtype, str):
+            named = {str(known).removeprefix("torch."): known for known in FLOAT_DTYPES}
+            named["auto"] = next(model.parameters()).dtype
+            if dtype not in named:
+                raise ValueError(f"dtype: expected one of {', '.join(named)}, got {dtype!r}")
+            dtype = named[dtype]
         # The model is used nowhere else: each layer is freed once it is read.
         options["_consume"] = True
         encoder = cls(model, dtype=dtype, device=device, backend=backend, **options)
         if encoder.tokenizer is None:
-            encoder.tokenizer = AutoTokenizer.from_pretrained(name_or_path, trust_remote_code=False)
+            encoder.tokenizer = AutoTokenizer.from_pretrained(
+                name_or_path, trust_remote_code=False, **source.options()
+            )
         return encoder
 
     @property
@@ -188,50 +237,80 @@ class FastEarlyExitEncoder:
         by_layer = self._engine.exits.by_layer
         self._set_exits(by_layer={layer: e.at_alpha(feature) for layer, e in by_layer.items()})
 
+    def __getstate__(self) -> dict[str, Any]:
+        engine = self._engine
+        return self.__dict__ | {"_engine": (dense(engine.stack), dense(engine.exits))}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._lay_out(*state["_engine"])
+
+    @override
+    def _move(self, device: torch.device) -> None:
+        self.device = device
+        self._lay_out(dense(self._engine.stack), dense(self._engine.exits))
+
+    def _lay_out(self, stack: Stack, exits: Exits) -> None:
+        """Make the engine of plain weights, by the backend there was if it can run here."""
+        if not availability(self.backend, self.device).usable:
+            self.backend = select_backend(self.device)
+        with without_threads():
+            placed = place(stack, self.device), place(exits, self.device)
+        self._engine = choose_engine(*placed, self.backend, self._sync)
+
     def _set_exits(self, **changes: Any) -> None:
         # One assignment: a pass under way in another thread keeps the engine it began with.
         self._engine = self._engine.with_exits(replace(self._engine.exits, **changes))
 
-    def eval(self) -> FastEarlyExitEncoder:
-        """The encoder itself: it is for inference only."""
-        return self
-
-    def to(self, target: torch.device | torch.dtype | str) -> FastEarlyExitEncoder:
-        """The encoder itself, if it is there already: weights are laid out once, at the start."""
-        wanted, here = (
-            (target, self.dtype)
-            if isinstance(target, torch.dtype)
-            else (torch.device(target), self.device)
-        )
-        if wanted != here:
-            raise ValueError(
-                f"to: expected {here}, got {wanted}; "
-                "name dtype= and device= when making the encoder"
-            )
-        return self
-
-    def __call__(
+    def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
-    ) -> EarlyExitOutput:
+        position_ids: Tensor | None = None,
+        inputs_embeds: None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> EarlyExitOutput | tuple[Tensor, ...]:
         """Classify N rows.
 
         Args:
-            input_ids: ``[N, S]`` int64 or int32, as the others on the host or on the encoder's
+            input_ids: ``[N, S]`` int64 or int32, as the next two on the host or on the encoder's
                 device. A GPU encoder packs them on the host: it waits for tensors that are on the
                 GPU, not for those a tokenizer gives.
-            attention_mask: ``[N, S]``, 1 for a token, 0 for padding; default all ones.
+            attention_mask: ``[N, S]``, 1 for a token, 0 for padding; default all ones. Padding in
+                front of a row changes nothing: it gives what the row gives without.
             token_type_ids: ``[N, S]`` int64 or int32; default all zeros.
+            position_ids: ``[N, S]`` or ``[1, S]`` int64 or int32; default those of the family.
+            labels: ``[N]``, or ``[N, C]`` for independent labels; the output then has a loss.
+            return_dict: False gives a tuple; default the configuration's.
+            inputs_embeds, output_attentions, output_hidden_states: not available.
+
+        Raises:
+            TypeError, ValueError: the argument named, what was expected, what came.
         """
+        if inputs_embeds is not None or output_attentions or output_hidden_states:
+            _refuse(inputs_embeds, output_attentions)
         engine = self._engine
+        threads_start()
         with torch.inference_mode():
             inputs = pack_inputs(
-                input_ids, attention_mask, token_type_ids, self._limits, self.device, self.backend
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                self._limits,
+                self.device,
+                self.backend,
+                position_ids,
             )
-            results = engine.classify(inputs)
-        return EarlyExitOutput.of(results)
+        results = engine.classify(inputs)
+        loss = None if labels is None else self.loss(labels.to(self.device), results.logits)
+        output = EarlyExitOutput.of(results, loss)
+        if return_dict is None:
+            return_dict = self.config.return_dict
+        return output if return_dict else output.to_tuple()
 
     def predict(
         self,
@@ -255,12 +334,41 @@ class FastEarlyExitEncoder:
         batches = token_budget_batches([len(ids) for ids in rows.ids], batch_tokens)
         engine, padding_id = self._engine, self._limits.padding_id
         results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)
+        threads_start()
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
             for batch in batches:
                 inputs = pack_rows(rows, batch, padding_id)
                 engine.advance(inputs, 0, engine.stack.num_layers, results)
                 bar.update(len(batch))
         return EarlyExitOutput.of(results)
+
+
+def _refuse(inputs_embeds: object, output_attentions: object) -> NoReturn:
+    if inputs_embeds is not None:
+        raise ValueError("inputs_embeds: expected None; give input_ids")
+    name = "output_attentions" if output_attentions else "output_hidden_states"
+    raise ValueError(
+        f"{name}: expected False, as rows leave at different layers and padding is dropped; "
+        "ask the Hugging Face model"
+    )
+
+
+def _choose_dtype(
+    asked: torch.dtype | None, weights: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The dtype asked for, else that of the weights unless the processor is slow in it."""
+    dtype = asked or weights
+    if dtype not in FLOAT_DTYPES:
+        got = asked or f"a model in {weights}; name one"
+        raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {got}")
+    if asked is not None or device.type != "cpu" or is_fast(dtype):
+        return dtype
+    warnings.warn(
+        f"dtype: the model is in {dtype}, which this processor multiplies slowly; it runs in "
+        f"float32. dtype={dtype} keeps it.",
+        stacklevel=3,
+    )
+    return torch.float32
 
 
 def _usable_device(device: torch.device | str) -> torch.device:

@@ -95,16 +95,19 @@ def pack_inputs(
     limits: InputLimits,
     device: torch.device,
     backend: str,
+    position_ids: object | None = None,
 ) -> PackedInputs:
     """The unmasked tokens of ``input_ids [B, S]`` side by side, on the host.
 
-    A token keeps the position it had in its padded row, so a mask with zeros in front or in between
-    gives what the padded model gives.
+    A token keeps the position it had in its padded row, counted from the row's first token: a mask
+    with zeros in between gives what the padded model gives, one with zeros in front what the row
+    gives without them.
 
     Args:
         input_ids: as the next two on the host or on `device`; the host waits for what is on a GPU.
         device: the encoder's.
         backend: the encoder's; all but ``torch`` pack in C++ where it is built.
+        position_ids: ``[B, S]`` or ``[1, S]``, in place of these positions.
 
     Raises:
         TypeError, ValueError: see the messages; each names the argument, what was expected, what
@@ -117,7 +120,7 @@ def pack_inputs(
     }
     if device != HOST:
         given = _on_host(given, device)
-    if backend != "torch" and availability("cpu", HOST).usable:
+    if position_ids is None and backend != "torch" and availability("cpu", HOST).usable:
         try:
             packed = torch.ops.consistentee.pack.default(*given.values(), **limits._asdict())
             return PackedInputs(*packed)
@@ -125,7 +128,7 @@ def pack_inputs(
             # Rare. The Python path below either raises with the argument's name or handles the
             # input.
             pass
-    return _pack_checked(given, limits, device)
+    return _pack_checked(given, limits, device, position_ids)
 
 
 def _on_host(given: dict[str, object], device: torch.device) -> dict[str, object]:
@@ -141,7 +144,10 @@ def _on_host(given: dict[str, object], device: torch.device) -> dict[str, object
 
 
 def _pack_checked(
-    given: dict[str, object], limits: InputLimits, device: torch.device
+    given: dict[str, object],
+    limits: InputLimits,
+    device: torch.device,
+    position_ids: object | None,
 ) -> PackedInputs:
     """`pack_inputs` in PyTorch, with errors that name the argument."""
     ids = _check_integer_matrix("input_ids", given["input_ids"], None)
@@ -170,21 +176,34 @@ def _pack_checked(
     row_ids = lengths.argsort(descending=True, stable=True)
     packed_ids, cu_seqlens = pack(ids[row_ids], mask[row_ids])
     kept = mask[row_ids].bool()
-    packed_types, positions = types[row_ids][kept], _positions(ids, limits)[row_ids][kept]
-    longest = int(positions.max()) + 1
-    if longest > limits.num_positions:
-        raise ValueError(
-            f"input_ids: expected at most {limits.max_length} positions, "
-            f"got {longest - limits.num_positions + limits.max_length}"
-        )
+    packed_types = types[row_ids][kept]
+    if position_ids is None:
+        positions = _positions(ids, mask, limits)[row_ids][kept]
+        longest = int(positions.max()) + 1
+        if longest > limits.num_positions:
+            raise ValueError(
+                f"input_ids: expected at most {limits.max_length} positions, "
+                f"got {longest - limits.num_positions + limits.max_length}"
+            )
+    else:
+        positions = _check_positions(position_ids, ids.shape)[row_ids][kept].long()
+        _check_range("position_ids", positions, limits.num_positions, "positions")
     _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
     _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
     return PackedInputs(packed_ids.long(), packed_types.long(), positions, cu_seqlens, row_ids)
 
 
-def _positions(ids: Tensor, limits: InputLimits) -> Tensor:
-    """``[B, S]`` int64: the column, or how many ids up to here differ from the padding id."""
+def _check_positions(position_ids: object, shape: torch.Size) -> Tensor:
+    rows = position_ids.shape[:1] if isinstance(position_ids, Tensor) else shape[:1]
+    wanted = torch.Size((1, shape[1])) if rows == (1,) else shape
+    return _check_integer_matrix("position_ids", position_ids, wanted).to(HOST).expand(shape)
+
+
+def _positions(ids: Tensor, mask: Tensor, limits: InputLimits) -> Tensor:
+    """``[B, S]`` int64: the column, from the row's first token on, or how many ids up to here
+    differ from the padding id.
+    """
     if limits.padding_id is None:
-        return torch.arange(ids.shape[1]).expand(ids.shape)
+        return torch.arange(ids.shape[1]) - mask.int().argmax(dim=1, keepdim=True)
     counted = (ids != limits.padding_id).long()
     return limits.padding_id + counted.cumsum(dim=1) * counted

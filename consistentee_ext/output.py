@@ -15,6 +15,7 @@ class EarlyExitOutput(SequenceClassifierOutput):
     """Results of N rows, in the caller's order.
 
     Args:
+        loss: of the labels, where there are any.
         logits: ``[N, C]`` float32, of the layer each row left at.
         exit_layers: ``[N]`` int64, 1-based: the number of layers each row ran.
         exit_scores: ``[N]`` float32, the criterion's score there.
@@ -28,13 +29,16 @@ class EarlyExitOutput(SequenceClassifierOutput):
     def __post_init__(self) -> None:
         # The base class's own would look into every field for what it holds: at batch 1 that takes
         # 1% of the call.
+        if self.loss is not None:
+            self["loss"] = self.loss
         for name in ("logits", "exit_layers", "exit_scores"):
             self[name] = getattr(self, name)
 
     @classmethod
-    def of(cls, results: ExitResults) -> EarlyExitOutput:
+    def of(cls, results: ExitResults, loss: Tensor | None = None) -> EarlyExitOutput:
         """The part of `results` that callers read."""
         return cls(
+            loss=loss,
             logits=results.logits,
             exit_layers=results.exit_layers,
             exit_scores=results.exit_scores,

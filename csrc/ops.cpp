@@ -18,8 +18,9 @@
 STABLE_TORCH_LIBRARY(consistentee, m) {
   // Matrices [B, S] of int64 or int32, a mask also of bool; without mask all are tokens, without
   // segments all are 0 -> ids, types, positions [T] int64, cu_seqlens [B+1] int32, row_ids [B] int64,
-  // longest first. A token's position is its column or, with padding_id, padding_id plus how many ids
-  // up to it differ from padding_id (padding_id itself for a token that has this id).
+  // longest first. A token's position is its column, from the row's first token on, or, with padding_id,
+  // padding_id plus how many ids up to it differ from padding_id (padding_id itself for a token that
+  // has this id).
   m.def(
       "pack(Tensor input_ids, Tensor? attention_mask, Tensor? token_type_ids, *, int vocab_size,"
       " int type_vocab_size, int num_positions, int? padding_id)"

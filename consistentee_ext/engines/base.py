@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
+
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Stack
@@ -33,8 +35,10 @@ class Engine(ABC):
             inputs: ``row_ids`` are the numbers from 0 to B - 1 in some order, that of the results.
         """
         device = self.stack.embedding.words.device
+        # Made outside of the mode, so that callers may change them and compute gradients with them.
         results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, device)
-        self.advance(inputs, 0, self.stack.num_layers, results)
+        with torch.inference_mode():
+            self.advance(inputs, 0, self.stack.num_layers, results)
         return results
 
     @abstractmethod

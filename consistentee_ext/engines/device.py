@@ -70,7 +70,8 @@ class DeviceEngine(Engine):
 
     @override
     def classify(self, inputs: PackedInputs) -> ExitResults:
-        found = self._replay(inputs)
+        with torch.inference_mode():
+            found = self._replay(inputs)
         return super().classify(inputs) if found is None else found
 
     def _replay(self, inputs: PackedInputs) -> ExitResults | None:

@@ -144,7 +144,8 @@ class PassGraphs:
                 if not left:
                     break
                 tokens = token_size(tokens_left + (rows > left))
-        results = results_within(room.results.clone(), room.rows, count)
+        with torch.inference_mode(False):  # callers may change results and compute gradients
+            results = results_within(room.results.clone(), room.rows, count)
         if stream is not None:
             self._idle = self._idle or torch.cuda.Event()
             self._idle.record(stream)

@@ -28,6 +28,13 @@ def _available(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
+def is_fast(dtype: torch.dtype) -> bool:
+    """Whether this processor multiplies `dtype` at least as fast as float32."""
+    if dtype == torch.bfloat16:
+        return _available(dtype) and torch.cpu._is_avx512_bf16_supported()
+    return dtype == torch.float32
+
+
 def prepack(weight: Tensor, bias: Tensor, activation: str | None = None) -> LinearWeights:
     """``weight [O, I]`` laid out for oneDNN, where weight, activation and processor allow it."""
     if (

@@ -81,11 +81,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
   int64_t* out_positions = mutable_data<int64_t>(positions);
   for (int64_t i = 0, token = 0; i < rows; ++i) {
     int64_t counted = 0;  // ids so far that differ from padding_id, masked ones among them
+    int64_t begin = -1;   // the column of the row's first token
     for (int64_t column = 0; column < width; ++column) {
       const int64_t id = ids(order[i], column);
-      int64_t position = column;
-      if (padding_id) position = *padding_id + (id == *padding_id ? 0 : ++counted);
+      if (padding_id && id != *padding_id) ++counted;
       if (mask && !(*mask)(order[i], column)) continue;
+      if (begin < 0) begin = column;
+      int64_t position = column - begin;
+      if (padding_id) position = *padding_id + (id == *padding_id ? 0 : counted);
       const int64_t type = types ? (*types)(order[i], column) : 0;
       if (id < 0 || id >= vocab_size) fail("input_ids: expected ids of the vocabulary");
       if (type < 0 || type >= type_vocab_size) fail("token_type_ids: expected known segments");

@@ -322,14 +322,6 @@ def test_bad_construction_names_the_argument() -> None:
         FastEarlyExitEncoder(BertForSequenceClassification(decoder))
 
 
-def test_placement_is_settled_at_construction() -> None:
-    encoder = FastEarlyExitEncoder(tiny_model())
-    assert encoder.to("cpu") is encoder
-    assert encoder.eval() is encoder
-    with pytest.raises(ValueError, match=r"to: expected torch\.float32, got torch.bfloat16"):
-        encoder.to(torch.bfloat16)
-
-
 def test_alpha_is_for_models_trained_over_a_range() -> None:
     fixed = tiny_model()
     assert FastEarlyExitEncoder(fixed).alpha is None
