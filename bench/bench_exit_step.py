@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from consistentee_ext.criteria import POLICY_INPUTS
+from consistentee_ext.names import POLICY_INPUTS
 from consistentee_ext.ops import load_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights

@@ -1,14 +1,35 @@
 """Early-exit inference on packed batches; see `FastEarlyExitEncoder`."""
 
-from importlib.metadata import PackageNotFoundError, version
+from __future__ import annotations
 
-from consistentee_ext.backend import backend_report
-from consistentee_ext.encoder import FastEarlyExitEncoder
-from consistentee_ext.output import EarlyExitOutput
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from consistentee_ext.backend import backend_report
+    from consistentee_ext.encoder import FastEarlyExitEncoder
+    from consistentee_ext.output import EarlyExitOutput
 
 __all__ = ["EarlyExitOutput", "FastEarlyExitEncoder", "__version__", "backend_report"]
+
+# Modules of the names above, imported when a name is first asked for: they bring torch and
+# transformers.
+_HOMES = {
+    "EarlyExitOutput": "output",
+    "FastEarlyExitEncoder": "encoder",
+    "backend_report": "backend",
+}
 
 try:
     __version__ = version("consistentee")
 except PackageNotFoundError:  # a source tree that is not installed
     __version__ = "unknown"
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def _load_native() -> Availability:
         reason = note.read_text(encoding="utf-8").strip() if note.is_file() else "no build ran here"
         return Availability(False, f"the C++ extension is not built: {reason}")
     except ImportError as error:
+        warnings.warn(
+            "consistentee_ext: the C++ extension is there and does not load; plain PyTorch runs in "
+            f"its place, many times slower: {error}. Install it again with this Python and a torch "
+            "of 2.10 or newer.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return Availability(False, f"the C++ extension does not load: {error}")
     return Availability(True, f"C++ ops, {module.build_info()['simd_level']} kernels")
 

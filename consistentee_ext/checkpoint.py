@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -17,6 +15,7 @@ from transformers.utils.hub import cached_file
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import build_exit_heads
 from consistentee_ext.families import FAMILIES, check_family
+from consistentee_ext.source import Source
 
 # Fields without which config.json does not describe a checkpoint; the defaults of others say that
 # a model lacks something.
@@ -43,38 +42,6 @@ class EarlyExitModel(nn.Module):
             config.policy_size,
             adjustable=config.alpha_range is not None,
         )
-
-
-class Source(NamedTuple):
-    """Where a checkpoint is; all but the first as for transformers' ``from_pretrained``."""
-
-    name_or_path: str | os.PathLike[str]
-    revision: str = "main"
-    cache_dir: str | os.PathLike[str] | None = None
-    local_files_only: bool = False
-    token: str | bool | None = None
-    subfolder: str = ""
-
-    def options(self) -> dict[str, Any]:
-        """All but the first, by name."""
-        fields = self._asdict()
-        del fields["name_or_path"]
-        return fields
-
-    def checked(self) -> Source:
-        """This source; raises FileNotFoundError where it looks like a folder and is none."""
-        name, path = os.fspath(self.name_or_path), Path(self.name_or_path)
-        local = (
-            not isinstance(self.name_or_path, str)
-            or name.startswith((".", "~", "/"))
-            or name.endswith("/")
-            or "\\" in name
-            or name.count("/") > 1
-            or (len(path.parts) > 1 and Path(path.parts[0]).is_dir())
-        )
-        if local and not path.exists():
-            raise FileNotFoundError(f"name_or_path: expected a folder, got {name}: not there")
-        return self
 
 
 def load_checkpoint(source: Source) -> nn.Module:

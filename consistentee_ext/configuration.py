@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
-from consistentee_ext.criteria import POLICY_INPUTS, check_criterion, check_threshold
-from consistentee_ext.exits.head import POOLINGS, check_alpha
-
-# What a task is measured by. f1 is of class 1, the second in the order of the labels.
-Metric = Literal["accuracy", "f1", "matthews", "spearman"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+from consistentee_ext.criteria import check_criterion, check_threshold
+from consistentee_ext.exits.head import check_alpha
+from consistentee_ext.names import METRICS, POLICY_INPUTS, POOLINGS
 
 
 class ConsistentEEConfig(PreTrainedConfig):

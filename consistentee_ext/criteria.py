@@ -8,14 +8,11 @@ same formulas.
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Real
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-
-# What a policy may read, numbered from 1 on as `PolicyInput` in csrc/kernels/exit_head.h; 0 is no
-# policy.
-POLICY_INPUTS = ("state", "prediction", "both")
 
 
 class Prediction(NamedTuple):
@@ -85,8 +82,11 @@ def check_criterion(criterion: object) -> str:
 
 def check_threshold(value: object) -> float:
     """The threshold as a float; raises unless it is a number in (0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, Tensor) and value.dim() == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"threshold: expected a number in (0, 1], got {type(value).__name__}")
-    if not 0.0 < value <= 1.0:
+    number = float(value)
+    if not 0.0 < number <= 1.0:
         raise ValueError(f"threshold: expected a number in (0, 1], got {value}")
-    return float(value)
+    return number

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from typing_extensions import override
 
 from consistentee_ext.backend import availability, select_backend
-from consistentee_ext.checkpoint import Source, load_checkpoint
+from consistentee_ext.checkpoint import load_checkpoint
 from consistentee_ext.drop_in import DropIn
 from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
@@ -37,6 +37,7 @@ from consistentee_ext.ops.onednn import is_fast
 from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.placement import dense, place
+from consistentee_ext.source import Source
 from consistentee_ext.tokens import pack_rows, token_budget_batches, tokenize
 
 
@@ -152,9 +153,13 @@ class FastEarlyExitEncoder(DropIn):
             name_or_path: what looks like a folder and is none is not looked for on the hub.
             dtype: as for the class, or its name; ``"auto"`` is that of the weights, on every
                 processor.
-            device, backend: as for the class.
-            revision, cache_dir, local_files_only, token, subfolder: as for transformers'
-                ``from_pretrained``.
+            device: as for the class.
+            backend: as for the class.
+            revision: as the next four, as for transformers' ``from_pretrained``.
+            cache_dir: for downloads.
+            local_files_only: download nothing.
+            token: of the hub.
+            subfolder: of the checkpoint.
             options: the others of the class.
 
         Raises:
@@ -285,8 +290,10 @@ class FastEarlyExitEncoder(DropIn):
             token_type_ids: ``[N, S]`` int64 or int32; default all zeros.
             position_ids: ``[N, S]`` or ``[1, S]`` int64 or int32; default those of the family.
             labels: ``[N]``, or ``[N, C]`` for independent labels; the output then has a loss.
+            inputs_embeds: not available.
+            output_attentions: not available.
+            output_hidden_states: not available.
             return_dict: False gives a tuple; default the configuration's.
-            inputs_embeds, output_attentions, output_hidden_states: not available.
 
         Raises:
             TypeError, ValueError: the argument named, what was expected, what came.

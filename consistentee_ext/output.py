@@ -21,6 +21,7 @@ class EarlyExitOutput(SequenceClassifierOutput):
         exit_scores: ``[N]`` float32, the criterion's score there.
     """
 
+    loss: Tensor | None = None
     # A ModelOutput's fields need defaults; these three are always there.
     logits: Tensor = None  # type: ignore[assignment]
     exit_layers: Tensor = None  # type: ignore[assignment]

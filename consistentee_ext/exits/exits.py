@@ -196,6 +196,8 @@ def resolve_thresholds(
                 f"got layers {list(value)}"
             )
         return {layer: check_threshold(value[layer]) for layer in early}
+    if hasattr(value, "tolist"):  # an array's, a tensor's
+        value = value.tolist()
     if not isinstance(value, (int, float, str)) and isinstance(value, Sequence):
         if len(value) != len(early):
             raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consistentee_ext import backend  # noqa: F401 - loads them
 from consistentee_ext.ops import (
     fakes,  # noqa: F401 - registers them
     reference,

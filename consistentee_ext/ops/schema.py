@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from consistentee_ext.criteria import CRITERIA, POLICY_INPUTS
+from consistentee_ext.criteria import CRITERIA
+from consistentee_ext.names import POLICY_INPUTS
 from consistentee_ext.packed import ExitDecision, ExitResults
 from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
 
 # As csrc/kernels/exit_head.h and csrc/kernels/score.h number them.
-POLICY_CODES = {None: 0} | {name: code for code, name in enumerate(POLICY_INPUTS, start=1)}
+_POLICIES: tuple[str | None, ...] = (None, *POLICY_INPUTS)
+POLICY_CODES = {name: code for code, name in enumerate(_POLICIES)}
 CRITERION_CODES = {name: code for code, name in enumerate(CRITERIA)}
 ACTIVATION_CODES = {name: code for code, name in enumerate(STATE_ACTIVATIONS)}
 

@@ -1,7 +1,28 @@
 """Training, evaluation and the command line of ConsistentEE classifiers."""
 
-from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
 from consistentee_ext import __version__
-from consistentee_ext.configuration import ConsistentEEConfig
+
+if TYPE_CHECKING:
+    from consistentee.model.modeling import ConsistentEEForSequenceClassification
+    from consistentee_ext.configuration import ConsistentEEConfig
 
 __all__ = ["ConsistentEEConfig", "ConsistentEEForSequenceClassification", "__version__"]
+
+# As in consistentee_ext.
+_HOMES = {
+    "ConsistentEEConfig": "consistentee_ext.configuration",
+    "ConsistentEEForSequenceClassification": "consistentee.model.modeling",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value

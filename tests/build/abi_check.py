@@ -4,14 +4,18 @@ test.
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
 import consistentee_ext
-from consistentee_ext import _C  # type: ignore[attr-defined]  # compiled
 from consistentee_ext.ops import load_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights
+
+_C: Any = importlib.import_module("consistentee_ext._C")  # compiled
 
 
 def main() -> None:

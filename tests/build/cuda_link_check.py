@@ -5,14 +5,18 @@ It needs a torch built for CUDA, and no GPU. Under a torch without CUDA the libr
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
 import torch
 
 import consistentee_ext
-from consistentee_ext import _C  # type: ignore[attr-defined]  # compiled
 
 OPS = ("add_norm_", "add_norm_pool_", "exit_step_async")
+
+
+_C: Any = importlib.import_module("consistentee_ext._C")  # compiled
 
 
 def main() -> None:

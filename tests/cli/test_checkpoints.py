@@ -86,7 +86,7 @@ def test_calibrate_writes_the_threshold(
     check_one_line(two, "expected one of", "got 2")
     check_one_line(run("calibrate", copy, *dev, "--layer-ratio", 9), "layer_ratio", "1..3", "9.0")
     nowhere = run("calibrate", tmp_path / "none", *dev, "--layer-ratio", 2)
-    check_one_line(nowhere, "none: expected a local checkpoint folder")
+    check_one_line(nowhere, "none: expected a folder")
 
 
 def test_evaluate_and_predict_say_in_one_line_what_is_wrong(

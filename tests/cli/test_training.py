@@ -178,7 +178,7 @@ def test_train_says_in_one_line_what_is_wrong(
     check_one_line(train(data, epochs=0), "epochs", "0")
     check_one_line(train(data, pooling="max"), "pooling", "max")
     check_one_line(train(data, seed="x"), "seed")
-    check_one_line(train(data, model=tmp_path / "none"), "backbone: expected", "none")
+    check_one_line(train(data, model=tmp_path / "none"), "none: expected a folder")
     assert not output.exists()
     assert not (tmp_path / "out.partial").exists()
 

@@ -10,7 +10,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from consistentee.data import tasks as tasks_module
 from consistentee.data.tasks import find_task, load_task, tasks
 from consistentee.training.settings import TrainingSettings
-from consistentee_ext.configuration import METRICS, ConsistentEEConfig
+from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee_ext.names import METRICS
 
 NAMES = {"rte", "mrpc", "sst2", "qnli", "qqp", "mnli", "cola", "stsb", "mcid", "stackoverflow"}
 

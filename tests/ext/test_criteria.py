@@ -12,12 +12,12 @@ import torch
 from consistentee_ext.criteria import (
     CRITERIA,
     PLAIN_CRITERIA,
-    POLICY_INPUTS,
     SCORES,
     Prediction,
     check_criterion,
     check_threshold,
 )
+from consistentee_ext.names import POLICY_INPUTS
 from consistentee_ext.ops import reference
 from consistentee_ext.weights import STATE_ACTIVATIONS
 

@@ -380,7 +380,7 @@ def test_a_folder_that_is_not_there_is_not_looked_for_elsewhere(
     monkeypatch.setattr(PreTrainedConfig, "get_config_dict", None)
     monkeypatch.chdir(Path(__file__).parents[2])
     for given in (name, Path(name)):
-        with pytest.raises(FileNotFoundError, match="name_or_path: expected a folder"):
+        with pytest.raises(FileNotFoundError, match="expected a folder, found none"):
             FastEarlyExitEncoder.from_pretrained(given)
 
 

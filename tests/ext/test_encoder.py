@@ -8,6 +8,7 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -221,6 +222,23 @@ def test_thresholds_a_layer() -> None:
     encoder.threshold = 0.7
     assert encoder.threshold == 0.7
     check_against(encoder(**inputs), simulate(model, inputs, [0.7] * 3))
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.float32(0.25),
+        np.array(0.25),
+        torch.tensor(0.25),
+        np.full(3, 0.25),
+        [torch.tensor(0.25)] * 3,
+    ],
+    ids=repr,
+)
+def test_thresholds_of_other_libraries(value: Any) -> None:
+    encoder = FastEarlyExitEncoder(tiny_model())
+    encoder.threshold = value
+    assert encoder.threshold == 0.25
 
 
 def test_exit_layers_choose_where_rows_may_leave() -> None:

@@ -15,7 +15,7 @@ import torch
 from support.needs import COMPILER
 from torch import Tensor
 
-from consistentee_ext import criteria
+from consistentee_ext import names
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights, NormWeights
@@ -23,7 +23,7 @@ from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights, NormWeights
 ROOT = Path(__file__).resolve().parents[2]
 HEADERS = ROOT / "csrc"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-POLICY_INPUTS = (None, *criteria.POLICY_INPUTS)
+POLICY_INPUTS = (None, *names.POLICY_INPUTS)
 NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
 
 

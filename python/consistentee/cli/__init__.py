@@ -8,13 +8,11 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from transformers.utils.logging import disable_progress_bar
 
 from consistentee.cli.checkpoints import calibrate, evaluate, predict, report
-from consistentee.cli.options import Option, Seed
+from consistentee.cli.options import Option, Seed, expand_options
 from consistentee.cli.tables import show_metrics
 from consistentee.cli.training import compare, train
-from consistentee_ext import backend_report
 
 app = typer.Typer(
     help="Early-exit classifiers: train, calibrate, evaluate, compare, report, predict.",
@@ -22,11 +20,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (train, calibrate, evaluate, compare, report, predict):
-    app.command()(command)
 
 
-@app.command()
 def demo(
     output: Annotated[Path, Option(help="Folder to work in.")] = Path("runs/demo"),
     seed: Seed = 42,
@@ -39,15 +34,19 @@ def demo(
     Console().print(f"report: {output / 'report.html'}")
 
 
-@app.command()
 def backends() -> None:
     """List the backends that can run here, and why the others cannot."""
+    from consistentee_ext import backend_report
+
     Console().print(backend_report(), highlight=False)
+
+
+for command in (train, calibrate, evaluate, compare, report, predict, demo, backends):
+    app.command()(expand_options(command))
 
 
 def main() -> None:
     """Run the command line; an expected failure prints one line and exits with code 2."""
-    disable_progress_bar()  # the one of loading weights; training and prediction have their own
     try:
         code = app(standalone_mode=False)
     except (typer.TyperException, ValueError, TypeError, OSError, RuntimeError) as error:

@@ -8,14 +8,13 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from consistentee.training.estimators import EstimatorName
-from consistentee.training.objective import Reward
-from consistentee_ext.criteria import POLICY_INPUTS
-from consistentee_ext.exits.head import POOLINGS
+from consistentee.training.names import EstimatorName, Reward
+from consistentee_ext.names import PolicyInput, Pooling
+from consistentee_ext.source import Source
 
 Option = typer.Option
 Checkpoint = Annotated[str, typer.Argument(help="Checkpoint folder, or a name on the hub.")]
@@ -37,13 +36,6 @@ Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
 Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]
 MaxLength = Annotated[int, Option(help="Rows are truncated to so many tokens.")]
-
-if TYPE_CHECKING:
-    Pooling = str
-    PolicyInput = str
-else:
-    Pooling = Literal[POOLINGS]
-    PolicyInput = Literal[POLICY_INPUTS]
 
 
 @dataclass(frozen=True)
@@ -114,10 +106,23 @@ def _given(options: ConfigOptions | SettingsOptions) -> dict[str, Any]:
     return {name: value for name, value in values if value is not None and value != []}
 
 
+def _check_inputs(arguments: dict[str, Any]) -> None:
+    """Raise FileNotFoundError, before anything slow, where a file or a folder is not there."""
+    for name in ("checkpoint", "model"):
+        if arguments.get(name) is not None:
+            Source(arguments[name]).checked()
+    for name in ("data", "input", "comparison"):
+        paths = arguments.get(name) or []
+        for path in [paths] if isinstance(paths, Path) else paths:
+            if not path.exists():
+                raise FileNotFoundError(f"{path}: expected a file or a folder, found none")
+
+
 def expand_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a dataclass by one option for each of its fields.
 
     Typer sees the options in the parameter's place; the command gets an instance made from them.
+    transformers, which takes seconds to import, is imported when the command is run.
     """
     signature = inspect.signature(command, eval_str=True)
     groups: dict[str, Any] = {}
@@ -135,6 +140,10 @@ def expand_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(**arguments: Any) -> None:
+        _check_inputs(arguments)
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()  # of loading weights; training and prediction have their own
         for name, group in groups.items():
             arguments[name] = group(**{f.name: arguments.pop(f.name) for f in fields(group)})
         command(**arguments)

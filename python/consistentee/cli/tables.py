@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from consistentee.measures.metrics import Quality
-from consistentee_ext.configuration import METRICS
+from consistentee_ext.names import METRICS
 
-if TYPE_CHECKING:
-    from consistentee.atomic_files import Json  # at run time it would import `datasets`
+if TYPE_CHECKING:  # at run time they would import torch and datasets
+    from consistentee.atomic_files import Json
+    from consistentee.measures.metrics import Quality
 
 
 def figure(metric: str, value: float) -> str:
@@ -38,6 +38,8 @@ def quality_rows(quality: Quality) -> dict[str, str]:
 
 def show_metrics(title: str, metrics: Json) -> None:
     """Print the metrics of an `Evaluation` as a table."""
+    from consistentee.measures.metrics import Quality
+
     full, fast = metrics["full_depth_seconds"], metrics["seconds"]
     names = [name for name in METRICS if name in metrics]
     qualities = [quality_rows(Quality.from_figures(metrics, name)) for name in names]

@@ -15,14 +15,11 @@ from consistentee.cli.options import (
     Seed,
     SettingsOptions,
     TextColumns,
-    expand_options,
 )
 from consistentee.cli.tables import figure, show, show_average, show_comparison
-from consistentee.measures.metrics import Quality
-from consistentee_ext.configuration import Metric
+from consistentee_ext.names import Metric
 
 
-@expand_options
 def train(
     *,
     model: Model,
@@ -49,6 +46,7 @@ def train(
     """Train a ConsistentEE classifier. After an interruption the same command resumes."""
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, find_task, load_task
+    from consistentee.measures.metrics import Quality
     from consistentee.training.distributed import processes
     from consistentee.training.prepare import train_on_splits
     from consistentee.training.settings import ConfigFields, TrainingSettings
@@ -89,7 +87,6 @@ def train(
     )
 
 
-@expand_options
 def compare(
     *,
     model: Model,

@@ -9,13 +9,12 @@ Letters: B rows, L layers, K samples.
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-EstimatorName = Literal["exact", "reinforce"]
-ESTIMATORS: tuple[EstimatorName, ...] = get_args(EstimatorName)
+from consistentee.training.names import ESTIMATORS
 
 
 class Estimate(NamedTuple):

@@ -6,14 +6,10 @@ Letters: B rows, L layers, C classes; l in 1..L is an exit layer.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
-
-Reward = Literal["hardness", "plain", "oracle"]
-REWARDS: tuple[Reward, ...] = get_args(Reward)
 
 
 def exit_log_distribution(policy_logits: Tensor) -> Tensor:

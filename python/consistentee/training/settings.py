@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from consistentee.training.estimators import Estimator, EstimatorName, build_estimator
-from consistentee.training.objective import REWARDS, Reward
+from consistentee.training.estimators import Estimator, build_estimator
+from consistentee.training.names import REWARDS, EstimatorName, Reward
 from consistentee.training.trainer import has_native_bf16
 
 _ABOVE_ZERO = (  # settings that must be above 0; `__post_init__` has the other ranges
