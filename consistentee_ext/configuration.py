@@ -31,6 +31,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
             asked for; `alpha` is then the default. None for a model of one alpha.
         metric: what the task is measured by, one of `METRICS`.
+        max_tokens: texts are cut to so many tokens, special ones included; None for as many as the
+            encoder has positions for.
         label_std: standard deviation of the training labels; regression only.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
             ``problem_type="regression"`` predicts a number in place of a class.
@@ -54,6 +56,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         alpha_range: Sequence[float] | None = None,
         metric: str = "accuracy",
         label_std: float = 1.0,
+        max_tokens: int | None = None,
         **kwargs: Any,
     ) -> None:
         if backbone is None:
@@ -84,6 +87,9 @@ class ConsistentEEConfig(PreTrainedConfig):
         self.alpha_range = None if alpha_range is None else list(alpha_range)
         self.metric = metric
         self.label_std = label_std
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
+        self.max_tokens = max_tokens
         super().__init__(**kwargs)
         if self.regression:
             if self.num_labels != 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -329,7 +330,8 @@ class FastEarlyExitEncoder(DropIn):
         """Classify any number of texts, or pairs of texts, in batches of like length.
 
         Args:
-            texts: N strings, or N pairs of strings; longer ones are cut at the position limit.
+            texts: N strings, or N pairs of strings; longer ones are cut at the position limit, or
+                at the tokens a checkpoint was trained with.
             tokenizer: default the encoder's own.
             batch_tokens: tokens a batch holds at most.
             show_progress_bar: on stderr.
@@ -337,7 +339,8 @@ class FastEarlyExitEncoder(DropIn):
         tokenizer = tokenizer or self.tokenizer
         if tokenizer is None:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
-        rows = tokenize(texts, tokenizer, self.max_positions)
+        longest = min(self.max_positions, getattr(self.config, "max_tokens", None) or sys.maxsize)
+        rows = tokenize(texts, tokenizer, longest)
         batches = token_budget_batches([len(ids) for ids in rows.ids], batch_tokens)
         engine, padding_id = self._engine, self._limits.padding_id
         results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)

@@ -126,6 +126,17 @@ def test_splits_of_files(tmp_path):
             {"train": "a\t0\nb\t1\n", "dev": "c\t0\n", "test": "d\tx\n"},
             r"test\.tsv: expected the labels of train, got \['x'\] too",
         ),
+        *(
+            (
+                {"train": f"a\t{one}\nb\t{other}\n", "dev": f"c\t{one}\n"},
+                rf"train\.tsv: expected labels that differ by more .*, got '{one}' and '{other}'",
+            )
+            for one, other in (("pos", "pos "), ("a  b", "a b"), ("Pos", "pos"), ("1", "1.0"))
+        ),
+        (
+            {"train": "a\t1\nb\t01\n", "dev": "c\t1\n"},
+            r"train\.tsv: expected labels that differ by more than .* number, got '01' and '1'",
+        ),
     ],
 )
 def test_splits_that_do_not_fit(tmp_path, files, message):

@@ -32,7 +32,7 @@ def load_table(
     Args:
         path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
         text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
-        label_column: integers or strings; ``01`` and ``1`` are different labels.
+        label_column: integers or strings.
         regression: the labels are numbers, which may have a fraction.
 
     Returns:
@@ -97,8 +97,9 @@ def load_splits(
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: as `load_table`; train or dev is missing; train has fewer than two labels; dev
-            or test has a label that train does not have; single sentences in one, pairs in another.
+        ValueError: as `load_table`; train or dev is missing; train has fewer than two labels, or
+            two that differ by blanks, case or the spelling of a number; dev or test has a label
+            that train does not have; single sentences in one, pairs in another.
     """
     files = _find_splits([Path(path) for path in paths])
     splits = DatasetDict(
@@ -128,6 +129,25 @@ def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool
         unknown = [label for label in label_names(table) if label not in known]
         if unknown:
             raise ValueError(f"{names[name]}: expected the labels of train, got {unknown} too")
+    if not regression:
+        _check_spellings(names["train"], known)
+
+
+def _check_spellings(name: str, labels: Sequence[str]) -> None:
+    """Raise ValueError where two labels seem to be one, which would be trained as two."""
+    seen: dict[str, str] = {}
+    for label in labels:
+        spelling = " ".join(label.split()).casefold()
+        try:
+            value = float(spelling)
+        except ValueError:
+            value = math.nan
+        other = seen.setdefault(str(value) if math.isfinite(value) else spelling, label)
+        if other != label:
+            raise ValueError(
+                f"{name}: expected labels that differ by more than blanks, case or the spelling of "
+                f"a number, got {other!r} and {label!r}"
+            )
 
 
 def label_names(table: Dataset) -> list[str]:

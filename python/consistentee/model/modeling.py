@@ -72,12 +72,13 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
 
     @property
     def max_length(self) -> int:
-        """The longest row the encoder has positions for, in tokens."""
+        """The longest row, in tokens: ``max_tokens``, where the encoder has that many positions."""
         positions = self.config.backbone.max_position_embeddings
         embeddings = getattr(self.backbone.embeddings, "position_embeddings", None)
         # RoBERTa and its kin count positions from the padding id on.
         padding = getattr(embeddings, "padding_idx", None)
-        return positions if padding is None else positions - padding - 1
+        limit: int = positions if padding is None else positions - padding - 1
+        return min(limit, self.config.max_tokens or limit)
 
     @classmethod
     def from_backbone(

@@ -80,13 +80,15 @@ def prepare(
         name: encode(table, tokenizer, max_length, names, regression)
         for name, table in splits.items()
     }
-    labels: ConfigFields = {"num_labels": 1}
-    if names is not None:
+    found: ConfigFields = {"max_tokens": max_length}
+    if names is None:
+        found["num_labels"] = 1
+    else:
         _check_classes(splits["train"])
-        numbers = {name: index for index, name in enumerate(names)}
-        labels = {"id2label": dict(enumerate(names)), "label2id": numbers}
+        found["id2label"] = dict(enumerate(names))
+        found["label2id"] = {name: index for index, name in enumerate(names)}
     test = data.get("test", data["dev"])
-    return Prepared(tokenizer, data["train"], data["dev"], test, {**config, **labels})
+    return Prepared(tokenizer, data["train"], data["dev"], test, {**config, **found})
 
 
 def _check_classes(table: Dataset) -> None:

@@ -112,6 +112,7 @@ class ConfigFields(TypedDict, total=False):
     pooling: str
     policy_input: str | None
     policy_size: int
+    max_tokens: int
     criterion: str
     threshold: float
     alpha: float | list[float]
