@@ -39,7 +39,7 @@ from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.placement import dense, place
 from consistentee_ext.source import Source
-from consistentee_ext.tokens import pack_rows, token_budget_batches, tokenize
+from consistentee_ext.tokens import pack_rows, token_budget_batches, token_windows
 
 
 class FastEarlyExitEncoder(DropIn):
@@ -329,6 +329,8 @@ class FastEarlyExitEncoder(DropIn):
     ) -> EarlyExitOutput:
         """Classify any number of texts, or pairs of texts, in batches of like length.
 
+        Some thousand rows are tokenized at a time, so that memory does not grow with their number.
+
         Args:
             texts: N strings, or N pairs of strings; longer ones are cut at the position limit, or
                 at the tokens a checkpoint was trained with.
@@ -340,16 +342,17 @@ class FastEarlyExitEncoder(DropIn):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
         longest = min(self.max_positions, getattr(self.config, "max_tokens", None) or sys.maxsize)
-        rows = tokenize(texts, tokenizer, longest)
-        batches = token_budget_batches([len(ids) for ids in rows.ids], batch_tokens)
+        windows = token_windows(texts, tokenizer, longest)
         engine, padding_id = self._engine, self._limits.padding_id
-        results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)
+        results = ExitResults.empty(len(texts), engine.exits.num_classes, self.device)
         threads_start()
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
-            for batch in batches:
-                inputs = pack_rows(rows, batch, padding_id)
-                engine.advance(inputs, 0, engine.stack.num_layers, results)
-                bar.update(len(batch))
+            for first, rows in windows:
+                lengths = [len(ids) for ids in rows.ids]
+                for batch in token_budget_batches(lengths, batch_tokens):
+                    inputs = pack_rows(rows, batch, padding_id, first)
+                    engine.advance(inputs, 0, engine.stack.num_layers, results)
+                    bar.update(len(batch))
         return EarlyExitOutput.of(results)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, chain
 from typing import Any, NamedTuple
 
@@ -19,35 +19,58 @@ class TokenRows(NamedTuple):
     types: list[list[int]]
 
 
-def tokenize(texts: object, tokenizer: Any, max_length: int) -> TokenRows:
-    """Tokens of N texts or pairs of texts, cut at `max_length`.
+WINDOW = 8192  # rows whose tokens are in memory at a time
+
+
+def token_windows(
+    texts: object, tokenizer: Any, max_length: int
+) -> Iterator[tuple[int, TokenRows]]:
+    """Tokens of N texts or pairs of texts, cut at `max_length`: `WINDOW` rows at a time, each time
+    with the number of the first.
 
     Raises:
         TypeError: `texts` is no sequence of strings, nor of pairs of strings.
     """
+    paired = _are_pairs(texts)
+    assert isinstance(texts, Sequence)
+    return _windows(texts, paired, tokenizer, max_length)
+
+
+def _are_pairs(texts: object) -> bool:
+    """Whether all are pairs of strings; raises TypeError unless all are, or all are strings."""
     if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise TypeError(
             f"texts: expected a sequence of strings or of pairs, got {type(texts).__name__}"
         )
-    if not texts:
-        return TokenRows([], [])
-    paired = not isinstance(texts[0], str)
+    paired = len(texts) > 0 and isinstance(texts[0], (tuple, list))
     for row, text in enumerate(texts):
         parts = text if paired else (text,)
         ok = isinstance(parts, (tuple, list)) and len(parts) == (2 if paired else 1)
         if not ok or not all(isinstance(part, str) for part in parts):
             wanted = "a pair of strings" if paired else "a string"
             raise TypeError(f"texts: expected {wanted} in row {row}, got {type(text).__name__}")
-    columns = [list(column) for column in zip(*texts, strict=True)] if paired else [list(texts)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
-    ids = encoded["input_ids"]
-    return TokenRows(ids, encoded.get("token_type_ids") or [[0] * len(row) for row in ids])
+    return paired
 
 
-def pack_rows(rows: TokenRows, chosen: Sequence[int], padding_id: int | None) -> PackedInputs:
+def _windows(
+    texts: Sequence[Any], paired: bool, tokenizer: Any, max_length: int
+) -> Iterator[tuple[int, TokenRows]]:
+    for first in range(0, len(texts), WINDOW):
+        window = texts[first : first + WINDOW]
+        columns = [list(part) for part in zip(*window, strict=True)] if paired else [list(window)]
+        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        ids = encoded["input_ids"]
+        types = encoded.get("token_type_ids") or [[0] * len(row) for row in ids]
+        yield first, TokenRows(ids, types)
+
+
+def pack_rows(
+    rows: TokenRows, chosen: Sequence[int], padding_id: int | None, first: int = 0
+) -> PackedInputs:
     """The chosen rows side by side, in the order of `chosen`: the longest first.
 
-    `padding_id` says how positions are counted, see `consistentee_ext.packed.InputLimits`.
+    `first` is the first row's number in the results. `padding_id` says how positions are counted,
+    see `consistentee_ext.packed.InputLimits`.
     """
     lengths = [len(rows.ids[row]) for row in chosen]
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -60,7 +83,7 @@ def pack_rows(rows: TokenRows, chosen: Sequence[int], padding_id: int | None) ->
         join(rows.types[row] for row in chosen),
         join(_positions(rows.ids[row], padding_id) for row in chosen),
         offsets,
-        torch.tensor(chosen),
+        torch.tensor(chosen) + first,
     )
 
 
