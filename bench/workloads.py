@@ -23,7 +23,8 @@ from transformers import AutoTokenizer, BertConfig
 from consistentee import ConsistentEEConfig, ConsistentEEForSequenceClassification
 from consistentee.data.demo_corpus import build_corpus
 from consistentee.data.encode import encode
-from consistentee.data.tables import label_names, load_splits
+from consistentee.data.labels import label_names
+from consistentee.data.tables import load_splits
 from consistentee.evaluation.evaluate import Batch, load_model, padded_batches
 from consistentee.training.prepare import train_on_splits
 from consistentee.training.settings import TrainingSettings

@@ -41,6 +41,7 @@ class EarlyExitModel(nn.Module):
             config.policy_input,
             config.policy_size,
             adjustable=config.alpha_range is not None,
+            multi_label=config.multi_label,
         )
 
 

@@ -9,7 +9,14 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from consistentee_ext.criteria import check_criterion, check_threshold
 from consistentee_ext.exits.head import check_alpha
-from consistentee_ext.names import METRICS, POLICY_INPUTS, POOLINGS
+from consistentee_ext.names import (
+    METRICS_OF,
+    MULTI_LABEL,
+    POLICY_INPUTS,
+    POOLINGS,
+    REGRESSION,
+    SINGLE_LABEL,
+)
 
 
 class ConsistentEEConfig(PreTrainedConfig):
@@ -30,12 +37,13 @@ class ConsistentEEConfig(PreTrainedConfig):
             has one price for each layer.
         alpha_range: lowest and highest alpha of an adjustable model, whose policies read the alpha
             asked for; `alpha` is then the default. None for a model of one alpha.
-        metric: what the task is measured by, one of `METRICS`.
+        metric: what the task is measured by, one of `METRICS_OF` its problem type.
         max_tokens: texts are cut to so many tokens, special ones included; None for as many as the
             encoder has positions for.
         label_std: standard deviation of the training labels; regression only.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
-            ``problem_type="regression"`` predicts a number in place of a class.
+            ``problem_type="regression"`` predicts a number in place of a class,
+            ``"multi_label_classification"`` a set of labels.
 
     Raises:
         ValueError: a field is outside its range.
@@ -68,14 +76,14 @@ class ConsistentEEConfig(PreTrainedConfig):
         if pooling not in POOLINGS:
             raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
         if policy_input is None:
-            is_regression = kwargs.get("problem_type") == "regression"
+            is_regression = kwargs.get("problem_type") == REGRESSION
             policy_input = "state" if is_regression else "prediction"
         if policy_input not in POLICY_INPUTS:
             raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
         _check_alpha(alpha, alpha_range, backbone.num_hidden_layers)
-        check_criterion(criterion)
+        check_criterion(criterion, kwargs.get("problem_type") == MULTI_LABEL)
         check_threshold(threshold)
         self.backbone = backbone
         self.pooling = pooling
@@ -101,12 +109,17 @@ class ConsistentEEConfig(PreTrainedConfig):
                 )
         elif self.num_labels is None or self.num_labels < 2:
             raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
-        check_metric(metric, self.num_labels, self.regression)
+        check_metric(metric, self.num_labels, self.problem_type or SINGLE_LABEL)
 
     @property
     def regression(self) -> bool:
         """Whether the model predicts a number in place of a class."""
-        return self.problem_type == "regression"
+        return self.problem_type == REGRESSION
+
+    @property
+    def multi_label(self) -> bool:
+        """Whether the model predicts a set of labels in place of a class."""
+        return self.problem_type == MULTI_LABEL
 
 
 def _check_alpha(alpha: Any, alpha_range: Any, num_layers: int) -> None:
@@ -126,12 +139,11 @@ def _check_alpha(alpha: Any, alpha_range: Any, num_layers: int) -> None:
     check_alpha(alpha, alpha_range)
 
 
-def check_metric(metric: str, num_labels: int, regression: bool) -> None:
-    """Raise ValueError unless a model of this kind can be measured so."""
-    kinds = METRICS[-1:] if regression else METRICS[:-1]
-    if metric not in kinds:
-        kind = "regression" if regression else "classification"
-        raise ValueError(f"metric: expected one of {kinds} in {kind}, got {metric!r}")
+def check_metric(metric: str, num_labels: int, problem_type: str) -> None:
+    """Raise ValueError unless a model of this problem type can be measured so."""
+    known = METRICS_OF[problem_type]
+    if metric not in known:
+        raise ValueError(f"metric: expected one of {known} in {problem_type}, got {metric!r}")
     if metric == "f1" and num_labels != 2:
         raise ValueError(f"metric: expected two classes for 'f1', got {num_labels}")
 

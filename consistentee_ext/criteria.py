@@ -20,7 +20,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         logits: z, ``[..., C]``.
-        statistics: ``[..., 5]``, see `consistentee_ext.ops.reference.prediction_statistics`.
+        statistics: ``[..., 5]``, see `consistentee_ext.ops.prediction.prediction_statistics`.
         streak: ``[...]``, how many exit layers in a row agreed with the one before.
         max_streak: the most there can be: the exit layers, less one.
         exit_probability: gives ``[...]``, the policy's, 1 without policy; called by the criterion
@@ -40,12 +40,14 @@ def _policy(prediction: Prediction) -> Tensor:
 
 
 def _confidence(prediction: Prediction) -> Tensor:
-    """The top class's probability."""
+    """The top class's probability; of independent labels the smallest ``max(p, 1 - p)``."""
     return prediction.statistics[..., 0]
 
 
 def _entropy(prediction: Prediction) -> Tensor:
-    """``1 - entropy / log(C)`` (DeeBERT, arXiv 2004.12993, normalised)."""
+    """``1 - entropy / log(C)`` (DeeBERT, arXiv 2004.12993, normalised); of independent labels
+    1 less the largest binary entropy, in bits.
+    """
     return prediction.statistics[..., 2]
 
 
@@ -56,7 +58,7 @@ def _patience(prediction: Prediction) -> Tensor:
 
 def _energy(prediction: Prediction) -> Tensor:
     """``sigmoid(logsumexp(z)) = Z / (1 + Z)``, ``Z = sum exp(z)``: the negative free energy
-    (arXiv 2010.03759; E-LANG, arXiv 2203.00748), brought into (0, 1).
+    (arXiv 2010.03759; E-LANG, arXiv 2203.00748), brought into (0, 1). Of classes alone.
     """
     return torch.sigmoid(torch.logsumexp(prediction.logits, dim=-1))
 
@@ -71,12 +73,19 @@ SCORES: dict[str, Callable[[Prediction], Tensor]] = {
 CRITERIA = tuple(SCORES)
 # Those that need no policy, for comparisons on the same weights.
 PLAIN_CRITERIA = CRITERIA[1:]
+# Those of independent labels. The sum that energy takes is over classes that exclude each other.
+MULTI_LABEL_CRITERIA = tuple(name for name in CRITERIA if name != "energy")
 
 
-def check_criterion(criterion: object) -> str:
-    """The criterion; raises ValueError unless it is one of `CRITERIA`."""
-    if criterion not in CRITERIA:
-        raise ValueError(f"criterion: expected one of {CRITERIA}, got {criterion!r}")
+def check_criterion(criterion: object, multi_label: bool = False) -> str:
+    """The criterion; raises ValueError unless it is one of `CRITERIA`, or of
+    `MULTI_LABEL_CRITERIA` where labels are independent.
+    """
+    known, where = CRITERIA, ""
+    if multi_label:
+        known, where = MULTI_LABEL_CRITERIA, " for independent labels"
+    if criterion not in known:
+        raise ValueError(f"criterion: expected one of {known}{where}, got {criterion!r}")
     return str(criterion)
 
 

@@ -61,7 +61,8 @@ class FastEarlyExitEncoder(DropIn):
             or ``CONSISTENTEE_BACKEND``.
         exit_layers: layers at which rows may leave, 1-based; default all that have a head. The last
             layer is always one.
-        criterion: one of `consistentee_ext.criteria.CRITERIA`; default the model's.
+        criterion: one of `consistentee_ext.criteria.CRITERIA`, of a multi-label model of
+            `MULTI_LABEL_CRITERIA`; default the model's.
         threshold: see the property; default the model's.
         alpha: see the property; default the model's.
         sync: on a GPU, when the host learns which rows have left: ``eager``, at each exit layer;

@@ -15,6 +15,17 @@ POLICY_INPUTS: tuple[PolicyInput, ...] = get_args(PolicyInput)
 Pooling = Literal["cls", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
-# What a task is measured by. f1 is of class 1, the second in the order of the labels.
-Metric = Literal["accuracy", "f1", "matthews", "spearman"]
+# The values of transformers' ``problem_type``.
+REGRESSION = "regression"
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+
+# What a task is measured by. f1 is of class 1, the second in the order of the labels; f1_micro and
+# f1_macro are over all labels; the accuracy of sets counts those that are right as a whole.
+Metric = Literal["accuracy", "f1", "f1_micro", "f1_macro", "matthews", "spearman"]
 METRICS: tuple[Metric, ...] = get_args(Metric)
+METRICS_OF: dict[str, tuple[Metric, ...]] = {
+    SINGLE_LABEL: ("accuracy", "f1", "matthews"),
+    MULTI_LABEL: ("accuracy", "f1_micro", "f1_macro"),
+    REGRESSION: ("spearman",),
+}

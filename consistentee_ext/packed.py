@@ -34,10 +34,12 @@ class ExitResults(NamedTuple):
     """Results of the N rows the caller gave, in the caller's order; the exit steps write into it.
 
     Attributes:
-        logits: ``[N, C]`` float32.
+        logits: ``[N, C]`` float32, of the layer the row left at. Where labels are independent, of
+            the last exit layer it has seen: the set that the next one is compared with.
         exit_layers: ``[N]`` int64, 0 before the row left.
         exit_scores: ``[N]`` float32.
-        labels: ``[N]`` int32, the label the last exit layer predicted, -1 at first.
+        labels: ``[N]`` int32, the label the last exit layer predicted, -1 at first. Where labels
+            are independent, 0 from the first exit layer on.
         streaks: ``[N]`` int32, how many exit layers in a row agreed with the one before.
     """
 

@@ -51,6 +51,7 @@ class HeadWeights(NamedTuple):
         score_bias: ``[1]``.
         policy_input: one of `consistentee_ext.criteria.POLICY_INPUTS`, None without policy.
         state_activation: one of `STATE_ACTIVATIONS`.
+        multi_label: whether labels are independent, see `consistentee_ext.ops.prediction`.
     """
 
     classifier_weight: Tensor
@@ -61,3 +62,4 @@ class HeadWeights(NamedTuple):
     score_bias: Tensor | None = None
     policy_input: str | None = None
     state_activation: str = "tanh"
+    multi_label: bool = False

@@ -90,7 +90,8 @@ inline ExitHead check_head(
     const std::optional<Tensor>& score_weight,
     const std::optional<Tensor>& score_bias,
     int64_t policy_input,
-    int64_t state_activation) {
+    int64_t state_activation,
+    bool multi_label) {
   check_tensor(classifier_weight, "classifier_weight", ScalarType::Float, {classes, hidden_size});
   check_tensor(classifier_bias, "classifier_bias", ScalarType::Float, {classes});
   check_number(policy_input, "policy_input", 4);
@@ -102,6 +103,7 @@ inline ExitHead check_head(
   head.classes = classes;
   head.policy_input = static_cast<PolicyInput>(policy_input);
   head.activation = static_cast<StateActivation>(state_activation);
+  head.multi_label = multi_label;
   if (head.policy_input == PolicyInput::kNone) return head;
 
   if (!dense_weight || !dense_bias || !score_weight || !score_bias) {
@@ -124,6 +126,12 @@ inline ExitHead check_head(
 inline Criterion check_criterion(int64_t criterion) {
   check_number(criterion, "criterion", static_cast<int64_t>(Criterion::kCount));
   return static_cast<Criterion>(criterion);
+}
+
+inline void check_decides(const ExitHead& head, Criterion criterion) {
+  if (head.multi_label && criterion == Criterion::kEnergy) {
+    fail("criterion: expected one of independent labels, got energy");
+  }
 }
 
 // Between the elements of the last dimension, of size N: 1, or 0 where one stands for all.

@@ -4,10 +4,11 @@
 #include <torch/csrc/stable/library.h>
 
 // Weights of an exit head, all float32; those of a policy are all there or none is. Numbers of
-// policy_input and state_activation as in kernels/exit_head.h.
+// policy_input and state_activation as in kernels/exit_head.h; multi_label: labels are independent.
 #define HEAD                                                                                    \
   "Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight, Tensor? dense_bias," \
-  " Tensor? score_weight, Tensor? score_bias, int policy_input, int state_activation"
+  " Tensor? score_weight, Tensor? score_bias, int policy_input, int state_activation, bool "    \
+  "multi_label"
 // How an exit layer decides: thresholds [N] float32; numbers of criteria as in kernels/score.h.
 #define DECISION "int criterion, Tensor thresholds, int layer, int max_streak, bool last"
 // Written in place: logits [N, C] float32 and the rest [N], int64, float32, int32, int32.

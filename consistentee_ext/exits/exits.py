@@ -13,6 +13,7 @@ from consistentee_ext.criteria import check_criterion, check_threshold
 from consistentee_ext.exits.head import ExitHead, Policy
 from consistentee_ext.families import FAMILIES
 from consistentee_ext.families.reader import expect
+from consistentee_ext.names import MULTI_LABEL
 from consistentee_ext.ops.onednn import prepack
 from consistentee_ext.packed import ExitDecision
 from consistentee_ext.weights import HeadWeights, LinearWeights
@@ -40,6 +41,7 @@ class Exit:
         activation: str,
         classifier: nn.Linear,
         policy: Policy | None,
+        multi_label: bool,
         dtype: torch.dtype,
         device: torch.device,
     ) -> Exit:
@@ -71,6 +73,7 @@ class Exit:
                 exact(classifier.bias),
                 **policy_weights,
                 state_activation=activation,
+                multi_label=multi_label,
             ),
             *alpha_weights,
         )
@@ -88,12 +91,20 @@ def model_exits(
     model: Any, backbone: Any, dtype: torch.dtype, device: torch.device
 ) -> dict[int, Exit]:
     """The exits of a model by layer (1-based); a Hugging Face classifier has one, at the last."""
+    multi_label = model.config.problem_type == MULTI_LABEL
     if hasattr(model, "heads"):
         heads: Sequence[ExitHead] = model.heads
         pooling = model.config.pooling
         return {
             layer: Exit.from_modules(
-                pooling, head.pooler, "tanh", head.classifier, head.policy, dtype, device
+                pooling,
+                head.pooler,
+                "tanh",
+                head.classifier,
+                head.policy,
+                multi_label,
+                dtype,
+                device,
             )
             for layer, head in enumerate(heads, start=1)
         }
@@ -102,7 +113,7 @@ def model_exits(
     expect(classifier, nn.Linear, "the classifier")
     return {
         backbone.config.num_hidden_layers: Exit.from_modules(
-            "cls", pooler, activation, classifier, None, dtype, device
+            "cls", pooler, activation, classifier, None, multi_label, dtype, device
         )
     }
 
@@ -178,8 +189,8 @@ def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -
 
 def check_exit_criterion(criterion: object, by_layer: Mapping[int, Exit]) -> str:
     """The criterion; raises ValueError unless it is one that these exits can decide by."""
-    name = check_criterion(criterion)
-    *early, _ = by_layer.values()
+    *early, last = by_layer.values()
+    name = check_criterion(criterion, last.weights.multi_label)
     if name == "policy" and any(exit_.weights.policy_input is None for exit_ in early):
         raise ValueError("criterion: expected one that needs no policy, as the model has none")
     return name

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from consistentee_ext.ops import reference
+from consistentee_ext.ops.prediction import NUM_STATISTICS, prediction_statistics
 
 POOLINGS = ("cls", "mean")
 
@@ -40,7 +40,7 @@ class Policy(nn.Module):
         if policy_input in ("state", "both"):
             features += hidden_size
         if policy_input in ("prediction", "both"):
-            features += reference.NUM_STATISTICS
+            features += NUM_STATISTICS
         self.policy_input = policy_input
         self.adjustable = adjustable
         self.dense = nn.Linear(features, policy_size)
@@ -82,6 +82,7 @@ class ExitHead(nn.Module):
         policy_size: width of the policy's hidden layer.
         dropout: probability of dropping a state's element before the classifier, in training.
         adjustable: the policy reads the `alpha_feature` as well.
+        multi_label: labels are independent.
     """
 
     def __init__(
@@ -92,8 +93,10 @@ class ExitHead(nn.Module):
         policy_size: int = 32,
         dropout: float = 0.0,
         adjustable: bool = False,
+        multi_label: bool = False,
     ) -> None:
         super().__init__()
+        self.multi_label = multi_label
         self.pooler = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_labels)
@@ -104,32 +107,33 @@ class ExitHead(nn.Module):
         )
 
     def forward(
-        self, pooled: Tensor, previous_label: Tensor, feature: Tensor | None = None
+        self, pooled: Tensor, previous: Tensor, feature: Tensor | None = None
     ) -> HeadOutput:
         """State, logits and policy logit of B rows.
 
         Args:
             pooled: ``[B, H]``, the pooled hidden state.
-            previous_label: ``[B]`` integer, the label the exit layer before predicted, -1 where
-                there was none.
+            previous: the answers of the exit layer before, -1 where there were none; see
+                `consistentee_ext.ops.prediction.answers`.
             feature: ``[B]``, of an adjustable policy, its `alpha_feature`.
         """
         state = torch.tanh(self.pooler(pooled))
         logits = self.classifier(self.dropout(state))
-        return HeadOutput(state, logits, self.decide(state, logits, previous_label, feature))
+        return HeadOutput(state, logits, self.decide(state, logits, previous, feature))
 
     def decide(
         self,
         state: Tensor,
         logits: Tensor,
-        previous_label: Tensor,
+        previous: Tensor,
         feature: Tensor | None = None,
     ) -> Tensor | None:
         """The policy's logit ``[B]``, None without policy."""
         if self.policy is None:
             return None
         # The policy observes the prediction; it must not bend the classifier to look confident.
-        statistics = reference.prediction_statistics(logits.detach().float(), previous_label)
+        seen = logits.detach().float()
+        statistics = prediction_statistics(seen, previous, self.multi_label)
         logit: Tensor = self.policy(state, statistics.to(state.dtype), feature)
         return logit
 
@@ -142,6 +146,7 @@ def build_exit_heads(
     policy_size: int = 32,
     dropout: float = 0.0,
     adjustable: bool = False,
+    multi_label: bool = False,
 ) -> nn.ModuleList:
     """One head a layer; the last layer, at which every row leaves, has no policy (``p_L := 1``)."""
     return nn.ModuleList(
@@ -152,6 +157,7 @@ def build_exit_heads(
             policy_size,
             dropout,
             adjustable,
+            multi_label,
         )
         for layer in range(1, num_layers + 1)
     )

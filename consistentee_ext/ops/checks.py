@@ -35,7 +35,7 @@ def check_exit_step(
     _check("results.logits", results.logits, (total, classes), torch.float32)
     _check("classifier_weight", weights.classifier_weight, (classes, hidden_size), torch.float32)
     _check("classifier_bias", weights.classifier_bias, (classes,), torch.float32)
-    check_criterion(decision.criterion)
+    check_criterion(decision.criterion, weights.multi_label)
     _check("decision.thresholds", decision.thresholds, (total,), torch.float32)
 
 

@@ -5,7 +5,6 @@ Letters: B rows, S padded length, T packed tokens, H hidden size, C classes, N r
 
 from __future__ import annotations
 
-import math
 from itertools import groupby
 
 import torch
@@ -17,10 +16,9 @@ from transformers.activations import ACT2FN
 from consistentee_ext.criteria import SCORES, Prediction
 from consistentee_ext.ops import onednn
 from consistentee_ext.ops.checks import check_exit_step
+from consistentee_ext.ops.prediction import answers, prediction_statistics
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights, LinearWeights
-
-NUM_STATISTICS = 5
 
 
 def pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,35 +132,6 @@ def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps
     return layer_norm(hidden + residual, weight.shape, weight, bias, eps)
 
 
-def prediction_statistics(logits: Tensor, previous_label: Tensor) -> Tensor:
-    """What a policy may know of a prediction, ``[B, 5]``.
-
-    Columns: top probability; its margin to the second; ``1 - entropy / log(C)``; margin between the
-    two top logits; 1 where the predicted label is the one the exit layer before predicted, else 0.
-    With one class the margins are 0 and the others as if certain.
-
-    Args:
-        logits: ``[B, C]`` float32.
-        previous_label: ``[B]`` integer, -1 where there was none.
-    """
-    probability = logits.softmax(dim=-1)
-    label = logits.argmax(dim=-1)
-    if logits.shape[-1] == 1:
-        margin = logit_margin = torch.zeros_like(logits[:, 0])
-        certainty = torch.ones_like(margin)
-    else:
-        top = probability.topk(2, dim=-1).values
-        top_logits = logits.topk(2, dim=-1).values
-        margin = top[:, 0] - top[:, 1]
-        logit_margin = top_logits[:, 0] - top_logits[:, 1]
-        entropy = -(probability * logits.log_softmax(dim=-1)).sum(dim=-1)
-        certainty = 1.0 - entropy / math.log(logits.shape[-1])
-    agreement = (label == previous_label).to(logits.dtype)
-    return torch.stack(
-        (probability.amax(dim=-1), margin, certainty, logit_margin, agreement), dim=-1
-    )
-
-
 def policy_probability(state: Tensor, statistics: Tensor, weights: HeadWeights) -> Tensor:
     """``p = sigmoid(w2 . gelu(W1 x + b1) + b2)``, ``[B]`` float32; 1 for a head without policy
     (``p_L := 1``).
@@ -195,8 +164,8 @@ def exit_step(
         batch: the rows that arrived at this layer; ``row_ids`` index ``results``.
         pooled: ``[B, H]`` in the dtype of ``batch.hidden``, the pooler's product ``W x + b`` before
             the activation f, which is one of `consistentee_ext.weights.STATE_ACTIVATIONS`.
-        results: of the N rows, written in place: labels and streaks of all B rows, the rest for
-            those that leave.
+        results: of the N rows, written in place: labels and streaks of all B rows, and logits where
+            labels are independent; the rest for those that leave.
 
     Raises:
         TypeError, ValueError: a tensor of another dtype, shape or device than stated.
@@ -204,12 +173,15 @@ def exit_step(
     check_exit_step(batch, pooled, weights, decision, results)
     state = getattr(torch, weights.state_activation)(pooled.float())
     logits = state @ weights.classifier_weight.T + weights.classifier_bias
-    rows = batch.row_ids
-    statistics = prediction_statistics(logits, results.labels[rows])
+    rows, multi_label = batch.row_ids, weights.multi_label
+    previous = results.labels[rows]
+    if multi_label:
+        previous = torch.where(previous[:, None] < 0, -1, answers(results.logits[rows], True))
+    statistics = prediction_statistics(logits, previous, multi_label)
     agreement = statistics[:, 4].int()
     streaks = (results.streaks[rows] + 1) * agreement
     results.streaks[rows] = streaks
-    results.labels[rows] = logits.argmax(dim=-1).int()
+    results.labels[rows] = 0 if multi_label else answers(logits).int()
     prediction = Prediction(
         logits,
         statistics,
@@ -222,7 +194,8 @@ def exit_step(
     if not decision.last:
         leave = scores > decision.thresholds[rows]
     gone = rows[leave]
-    results.logits[gone] = logits[leave]
+    shown = torch.ones_like(leave) if multi_label else leave
+    results.logits[rows[shown]] = logits[shown]
     results.exit_layers[gone] = decision.layer
     results.exit_scores[gone] = scores[leave]
     return compact(batch, ~leave)

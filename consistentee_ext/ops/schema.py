@@ -27,6 +27,7 @@ def head_arguments(weights: HeadWeights) -> dict[str, Any]:
         "score_bias": weights.score_bias,
         "policy_input": POLICY_CODES[weights.policy_input],
         "state_activation": ACTIVATION_CODES[weights.state_activation],
+        "multi_label": weights.multi_label,
     }
 
 

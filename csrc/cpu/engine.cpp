@@ -60,6 +60,7 @@ PackedRows Engine::advance(
     fail("thresholds: expected shape [" + std::to_string(num_exits) + ", N]");
   }
   const int64_t stride = check_threshold_stride(thresholds, all_rows);
+  for (const Exit& exit : exits_) check_decides(exit.head, decision.criterion);
   auto& [hidden, cu_seqlens, row_ids] = batch;
   size_t next = 0;
   while (next < exits_.size() && exits_[next].layer <= first) ++next;

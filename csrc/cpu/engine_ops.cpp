@@ -105,7 +105,8 @@ void engine_add_exit(
     const std::optional<Tensor>& score_weight,
     const std::optional<Tensor>& score_bias,
     int64_t policy_input,
-    int64_t state_activation) {
+    int64_t state_activation,
+    bool multi_label) {
   const std::shared_ptr<Engine> target = registry().find(engine);
   std::vector<Tensor> copies;
   const auto copy = [&](const std::optional<Tensor>& weight) {
@@ -125,7 +126,8 @@ void engine_add_exit(
       score,
       score_offset,
       policy_input,
-      state_activation);
+      state_activation,
+      multi_label);
   const bool mean = is_mean_pooling(pooling);
   target->add_exit({layer, mean, PrepackedLinear(pooler, pooler_bias), std::move(copies), head});
 }

@@ -4,7 +4,6 @@
 // Letters: B rows, H hidden size, C classes, P policy size, N rows the caller gave.
 #pragma once
 
-#include "kernels/approx.h"
 #include "kernels/score.h"
 
 namespace consistentee {
@@ -31,6 +30,7 @@ struct ExitHead {
   int64_t policy_size;
   PolicyInput policy_input;
   StateActivation activation;  // of the pooler's product
+  bool multi_label;            // labels are independent: the answer is the set of those above 0
 };
 
 struct ExitDecision {
@@ -44,10 +44,10 @@ struct ExitDecision {
 
 // Results of the N rows, in the caller's order.
 struct ExitResults {
-  float* logits;         // [N, C]
+  float* logits;         // [N, C], of independent labels those of the last exit layer seen
   int64_t* exit_layers;  // [N]
   float* exit_scores;    // [N]
-  int32_t* labels;       // [N]
+  int32_t* labels;       // [N], of independent labels 0 from the first exit layer on
   int32_t* streaks;      // [N]
 };
 
@@ -81,26 +81,42 @@ CONSISTENTEE_INLINE float gelu(float x) {
   return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
 }
 
+// Whether the answer is that of the exit layer before.
+CONSISTENTEE_INLINE bool agrees_with_last(
+    const ExitHead& head,
+    const ExitResults& results,
+    int64_t row_id,
+    const float* logits,
+    const Prediction& prediction) {
+  if (results.labels[row_id] != prediction.label) return false;
+  if (!head.multi_label) return true;
+  const float* last = results.logits + row_id * head.classes;
+  for (int64_t c = 0; c < head.classes; ++c) {
+    if ((last[c] > 0.0f) != (logits[c] > 0.0f)) return false;
+  }
+  return true;
+}
+
 // The features of a prediction that a policy reads, kNumStatistics of them.
 CONSISTENTEE_INLINE void write_statistics(
-    const Prediction& prediction, int32_t previous_label, float* statistics) {
+    const Prediction& prediction, bool agrees, float* statistics) {
   statistics[0] = prediction.top;
   statistics[1] = prediction.margin;
   statistics[2] = prediction.certainty;
   statistics[3] = prediction.logit_margin;
-  statistics[4] = previous_label == prediction.label ? 1.0f : 0.0f;
+  statistics[4] = agrees ? 1.0f : 0.0f;
 }
 
-// Writes the results of one row of C logits and says whether it stays in the batch.
+// Writes the results of one row of logits and says whether it stays in the batch.
 CONSISTENTEE_INLINE bool decide_row(
+    const ExitHead& head,
     const ExitDecision& decision,
     const ExitResults& results,
     int64_t row_id,
     const float* logits,
-    int64_t classes,
     const Prediction& prediction,
+    bool agrees,
     float policy_probability) {
-  const bool agrees = results.labels[row_id] == prediction.label;
   const int32_t streak = agrees ? results.streaks[row_id] + 1 : 0;
   results.labels[row_id] = prediction.label;
   results.streaks[row_id] = streak;
@@ -108,9 +124,12 @@ CONSISTENTEE_INLINE bool decide_row(
       decision.criterion, logits, prediction, streak, decision.max_streak, policy_probability);
   const float threshold = decision.thresholds[row_id * decision.threshold_stride];
   // A NaN score never exceeds the threshold: the row stays, and leaves at the last layer.
-  if (!decision.last && !(score > threshold)) return true;
-
-  for (int64_t c = 0; c < classes; ++c) results.logits[row_id * classes + c] = logits[c];
+  const bool stays = !decision.last && !(score > threshold);
+  if (!stays || head.multi_label) {
+    float* out = results.logits + row_id * head.classes;
+    for (int64_t c = 0; c < head.classes; ++c) out[c] = logits[c];
+  }
+  if (stays) return true;
   results.exit_layers[row_id] = decision.layer;
   results.exit_scores[row_id] = score;
   return false;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 
+#include "kernels/approx.h"
 #include "kernels/qualifiers.h"
 
 namespace consistentee {
@@ -20,6 +21,7 @@ enum class Criterion : int64_t {
   kCount  // of the above
 };
 
+// Of independent labels the label is 0, and the rest that of the least sure one, see predict_set.
 struct Prediction {
   int32_t label;
   float top;           // probability of the label
@@ -30,17 +32,11 @@ struct Prediction {
 
 CONSISTENTEE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
-// Statistics of C logits, more than one, of which `label` is the largest and `second` the next.
+// Statistics of C logits, more than one, of which `label` is the largest, by `logit_margin`.
 // `total = sum exp(z - max)`, `weighted = sum exp(z - max) (z - max)`, so that
 // entropy = log(total) - weighted / total.
-CONSISTENTEE_INLINE Prediction prediction_of(
-    const float* logits,
-    int64_t classes,
-    int64_t label,
-    int64_t second,
-    float total,
-    float weighted) {
-  const float logit_margin = logits[label] - logits[second];
+CONSISTENTEE_INLINE Prediction
+prediction_of(int64_t label, int64_t classes, float logit_margin, float total, float weighted) {
   const float top = 1.0f / total;
   const float entropy = logf(total) - weighted / total;
   return {
@@ -71,7 +67,20 @@ predict(const float* logits, int64_t classes, float total, float weighted) {
   for (int64_t c = second + 1; c < classes; ++c) {
     if (c != label && logits[c] > logits[second]) second = c;
   }
-  return prediction_of(logits, classes, label, second, total, weighted);
+  return prediction_of(label, classes, logits[label] - logits[second], total, weighted);
+}
+
+// Of C independent labels: of the least sure one as two classes, with the logits min |z| and 0.
+// A NaN is the least sure.
+CONSISTENTEE_INLINE Prediction predict_set(const float* logits, int64_t classes) {
+  float least = fabsf(logits[0]);
+  for (int64_t c = 1; c < classes; ++c) {
+    const float magnitude = fabsf(logits[c]);
+    if (magnitude < least || magnitude != magnitude) least = magnitude;
+  }
+  const float same = least - least;  // NaN where it is not finite
+  const float first = exp_approx(same), second = exp_approx(-least);
+  return prediction_of(0, 2, least, first + second, first * same - second * least);
 }
 
 // sigmoid(log sum exp(z)): the largest logit is `highest`, its probability `top`.

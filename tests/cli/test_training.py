@@ -162,7 +162,7 @@ def test_train_says_in_one_line_what_is_wrong(
     no_label = write(tmp_path / "nolabel.tsv", "sentence\tclass\na b\tx\n")
     check_one_line(train(no_label, good), "'label'", "class")
     one = write(tmp_path / "one.tsv", "sentence\tlabel\na b\tx\nc d\tx\n")
-    check_one_line(train(one, one), "one.tsv", "two labels or more", "'x'")
+    check_one_line(train(one, one), "one.tsv", "two labels or more", "['x']")
     lonely = write(tmp_path / "lonely.tsv", "sentence\tlabel\na b\tpraise\nc\tpraise\nd\tblame\n")
     check_one_line(train(lonely, good), "two rows or more of each label", "'blame'")
     floats = write(tmp_path / "floats.jsonl", '{"text": "a", "label": 0.5}\n' * 4)

@@ -25,7 +25,7 @@ from support.exit_cases import (
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from consistentee_ext.criteria import CRITERIA
+from consistentee_ext.criteria import CRITERIA, MULTI_LABEL_CRITERIA
 from consistentee_ext.ops import reference
 from consistentee_ext.packed import ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights, NormWeights
@@ -112,11 +112,14 @@ def check_exit_rows(
         torch.cat((torch.zeros(1), batch.cu_seqlens.diff()[there].cumsum(0))).int(),
         batch.row_ids[there],
     )
-    expected = make_results(len(there) + 3, len(weights.classifier_bias))
+    classes, multi_label = len(weights.classifier_bias), weights.multi_label
+    expected = make_results(len(there) + 3, classes, multi_label)
     probe = clone(expected)
     decision = decide_by(expected, criterion, 0.0, layer=2, max_streak=4, last=True)
     reference.exit_step(present, pooled[there], weights, decision, probe)
     expected.labels[::2] = probe.labels[::2]  # else few rows agree with the layer before
+    if multi_label:
+        expected.logits[::2] = probe.logits[::2]
     if threshold is None:
         probe = clone(expected)
         reference.exit_step(present, pooled[there], weights, decision, probe)
@@ -157,6 +160,24 @@ def test_exit_rows(
     stay = check_exit_rows(host, batch, torch.randn(10, 19).to(dtype), weights, criterion, last)
     policy_of_all = criterion == "policy" and policy_input is None
     assert (0 < len(stay.row_ids) < 7) == (not last and not policy_of_all)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5, 77])
+@pytest.mark.parametrize("criterion", MULTI_LABEL_CRITERIA)
+@pytest.mark.parametrize("last", [False, True])
+def test_independent_labels(host: CudaHost, classes: int, criterion: str, last: bool) -> None:
+    torch.manual_seed(7)
+    batch = with_absent_rows(make_batch([3, 1, 19, 2, 7, 9, 5], 19, torch.float32), [2, 7, 7])
+    weights = make_weights(19, classes, "both")._replace(multi_label=True)
+    pooled = torch.randn(10, 19)
+    stay = check_exit_rows(host, batch, pooled, weights, criterion, last)
+    if classes < 77:  # of so many labels one is near 0 in every row: all scores are alike
+        assert (0 < len(stay.row_ids) < 7) == (not last)
+    pooled[3] = torch.nan
+    stay = check_exit_rows(host, batch, pooled, weights, criterion, last, threshold=-1.0)
+    assert len(stay.row_ids) == (0 if last or criterion == "patience" else 1)
+    weights.classifier_bias[0] = torch.inf  # alone it is not the least sure label
+    check_exit_rows(host, batch, torch.randn(10, 19), weights, criterion, last)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

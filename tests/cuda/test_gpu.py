@@ -7,7 +7,7 @@ import torch
 from support.exit_cases import DTYPES, clone, decide_by, make_batch, make_results, make_weights
 from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 
-from consistentee_ext.criteria import CRITERIA
+from consistentee_ext.criteria import CRITERIA, MULTI_LABEL_CRITERIA
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import device_attention, load_device_ops, reference
 from consistentee_ext.packed import InputLimits, PackedBatch
@@ -25,6 +25,7 @@ def check_exit_step(
     shape: tuple[int, int, int],
     activation: str = "tanh",
     own_thresholds: bool = False,
+    multi_label: bool = False,
 ) -> None:
     """Of rows, hidden size and classes: decisions are equal, values near.
 
@@ -35,13 +36,17 @@ def check_exit_step(
     lengths = torch.randint(1, 20, (rows,)).tolist()
     batch = make_batch(lengths, hidden_size, dtype)
     weights = make_weights(hidden_size, classes, policy_input)
-    weights = weights._replace(state_activation=activation)
+    weights = weights._replace(state_activation=activation, multi_label=multi_label)
     pooled = torch.randn(rows, hidden_size).to(dtype)
-    expected = make_results(rows + 3, classes)
-    found = on_device(clone(expected))
+    expected = make_results(rows + 3, classes, multi_label)
     probe = clone(expected)
     decision = decide_by(probe, criterion, 0.5, layer=2, max_streak=4, last=True)
     reference.exit_step(batch, pooled, weights, decision, probe)
+    if multi_label:  # else few sets are those of the layer before
+        expected.logits[::2] = probe.logits[::2]
+        probe = clone(expected)
+        reference.exit_step(batch, pooled, weights, decision, probe)
+    found = on_device(clone(expected))
     # A threshold in the widest gap between two scores near the middle: rounding does not decide.
     scores = probe.exit_scores[batch.row_ids].sort().values
     middle = scores[rows // 4 : rows - rows // 4]
@@ -118,6 +123,13 @@ def test_chosen_exit_steps(
     shape: tuple[int, int, int],
 ) -> None:
     check_exit_step(gpu_backend, dtype, policy_input, criterion, shape)
+
+
+@pytest.mark.gpu_check
+@pytest.mark.parametrize("criterion", MULTI_LABEL_CRITERIA)
+@pytest.mark.parametrize("shape", [(40, 99, 3), (7, 64, 33)], ids=str)
+def test_independent_labels(gpu_backend: str, criterion: str, shape: tuple[int, int, int]) -> None:
+    check_exit_step(gpu_backend, torch.float32, "both", criterion, shape, multi_label=True)
 
 
 @pytest.mark.gpu_check

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from consistentee.data.encode import encode
-from consistentee.data.tables import load_splits, load_table, numbers
+from consistentee.data.labels import numbers
+from consistentee.data.tables import load_splits, load_table
 
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e"]
 
@@ -70,11 +71,13 @@ def test_labels_of_a_regression_are_numbers(tmp_path, tokenizer):
     path = write(
         tmp_path / "train.jsonl", '{"text": "a b", "label": 2.5}\n{"text": "c", "label": 4}\n'
     )
-    table = load_table(path, regression=True)
+    table = load_table(path, problem_type="regression")
     assert numbers(table) == [2.5, 4.0]
     tsv = write(tmp_path / "dev.tsv", "text\tlabel\na\t1\nb\t0.25\n")
-    splits = load_splits([path, tsv], regression=True)  # a number unseen in training is no mistake
-    data = encode(splits["dev"], tokenizer, 16, regression=True)
+    splits = load_splits(
+        [path, tsv], problem_type="regression"
+    )  # a number unseen in training is no mistake
+    data = encode(splits["dev"], tokenizer, 16, problem_type="regression")
     assert data["labels"] == [1.0, 0.25]
     with pytest.raises(ValueError, match=r"expected an integer or a string in 'label', got float"):
         load_table(path)
@@ -82,4 +85,31 @@ def test_labels_of_a_regression_are_numbers(tmp_path, tokenizer):
         bad = write(tmp_path / "bad.tsv", f"text\tlabel\na\t1\nb\t{word}\n")
         message = rf"^label: row 2: expected a finite number, got '{word}'$"
         with pytest.raises(ValueError, match=message):
-            numbers(load_table(bad, regression=True))
+            numbers(load_table(bad, problem_type="regression"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("t.tsv", "text\tlabels\na\tx|z\nb\t\nc\ty\n"),
+        ("t.jsonl", '{"text": "a", "labels": ["x", "z"]}\n{"text": "b", "labels": []}\n'
+                    '{"text": "c", "labels": "y"}'),
+        ("u.jsonl", '{"text": "a", "labels": ["x", "z"]}\n{"text": "b", "labels": []}\n'
+                    '{"text": "c", "labels": ["y"]}'),
+    ],
+)  # fmt: skip
+def test_sets_of_labels_are_rows_of_zeros_and_ones(tmp_path, tokenizer, name, content):
+    table = load_table(write(tmp_path / name, content), problem_type="multi_label_classification")
+    assert table["label"][:] == [["x", "z"], [], ["y"]]
+    data = encode(table, tokenizer, 8, ["x", "y", "z"], "multi_label_classification")
+    assert data["labels"][:] == [[1.0, 0.0, 1.0], [0.0] * 3, [0.0, 1.0, 0.0]]
+    with pytest.raises(ValueError, match=r"every label of the table, got none for \['z'\]"):
+        encode(table, tokenizer, 8, ["x", "y"], "multi_label_classification")
+    classes = Dataset.from_dict({"sentence1": ["a", "b"], "label": ["1", "10"]})
+    with pytest.raises(ValueError, match=r"^label: .* of multi_label_classification, got '1'$"):
+        encode(classes, tokenizer, 8, ["1", "10"], "multi_label_classification")
+    with pytest.raises(
+        ValueError,
+        match=r"^label: expected those of single_label_classification, got \['x', 'z'\]$",
+    ):
+        encode(table, tokenizer, 8, ["x", "y", "z"])

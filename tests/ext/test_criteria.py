@@ -18,7 +18,7 @@ from consistentee_ext.criteria import (
     check_threshold,
 )
 from consistentee_ext.names import POLICY_INPUTS
-from consistentee_ext.ops import reference
+from consistentee_ext.ops.prediction import prediction_statistics
 from consistentee_ext.weights import STATE_ACTIVATIONS
 
 KERNELS = Path(__file__).parents[2] / "csrc" / "kernels"
@@ -45,7 +45,7 @@ def test_scores_by_hand() -> None:
     logits = torch.tensor([[math.log(3.0), 0.0]])
     prediction = Prediction(
         logits,
-        reference.prediction_statistics(logits, torch.tensor([0])),
+        prediction_statistics(logits, torch.tensor([0])),
         streak=torch.tensor([2]),
         max_streak=3,
         exit_probability=lambda: torch.tensor([0.4]),

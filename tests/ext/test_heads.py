@@ -7,6 +7,7 @@ import torch
 
 from consistentee_ext.exits.head import ExitHead, build_exit_heads
 from consistentee_ext.ops import reference
+from consistentee_ext.ops.prediction import prediction_statistics
 from consistentee_ext.weights import HeadWeights
 
 
@@ -30,7 +31,7 @@ def test_head_computes_what_the_reference_says(policy_input: str) -> None:
         policy.score.bias,
         policy_input,
     )
-    statistics = reference.prediction_statistics(logits, previous)
+    statistics = prediction_statistics(logits, previous)
     expected = reference.policy_probability(state, statistics, weights)
     torch.testing.assert_close(output.policy_logits.sigmoid(), expected)
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from support.exit_cases import decide_by
 
 from consistentee_ext.ops import reference
+from consistentee_ext.ops.prediction import prediction_statistics
 from consistentee_ext.packed import ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights
 
@@ -50,7 +51,7 @@ def test_mean_in_bfloat16_is_rounded_once() -> None:
 def test_prediction_statistics_by_hand() -> None:
     # softmax([log 6, log 3, log 1]) = [0.6, 0.3, 0.1]
     logits = torch.tensor([[math.log(6), math.log(3), 0.0], [0.0, math.log(3), math.log(6)]])
-    found = reference.prediction_statistics(logits, torch.tensor([0, 1]))
+    found = prediction_statistics(logits, torch.tensor([0, 1]))
     entropy = -(0.6 * math.log(0.6) + 0.3 * math.log(0.3) + 0.1 * math.log(0.1))
     shared = [0.6, 0.3, 1 - entropy / math.log(3), math.log(2)]
     expected = torch.tensor([[*shared, 1.0], [*shared, 0.0]])
@@ -58,7 +59,7 @@ def test_prediction_statistics_by_hand() -> None:
 
 
 def test_prediction_statistics_of_one_class() -> None:
-    found = reference.prediction_statistics(torch.tensor([[0.7]]), torch.tensor([-1]))
+    found = prediction_statistics(torch.tensor([[0.7]]), torch.tensor([-1]))
     assert found.tolist() == [[1, 0, 1, 0, 0]]
 
 

@@ -47,3 +47,9 @@ def test_a_number_is_right_within_half_a_standard_deviation():
     logits = torch.tensor([[[1.0], [2.2], [2.9]]])
     found = correct_layers(logits, torch.tensor([2.0]), label_std=1.0)
     assert found.tolist() == [[False, True, False]]
+
+
+def test_a_set_is_right_as_a_whole():
+    logits = torch.tensor([[[1.0, -1.0], [1.0, 1.0]], [[-1.0, -0.1], [-1.0, 0.1]]])
+    labels = torch.tensor([[1.0, 0.0], [0.0, 0.0]])
+    assert correct_layers(logits, labels).tolist() == [[True, False], [True, False]]

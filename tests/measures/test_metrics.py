@@ -29,8 +29,20 @@ def test_numbers():
 
 
 def test_predictions():
-    assert predictions(torch.tensor([[0.1, 0.9], [3.0, 2.0]]), regression=False).tolist() == [1, 0]
-    assert predictions(torch.tensor([[0.5], [3.0]]), regression=True).tolist() == [0.5, 3.0]
+    assert predictions(torch.tensor([[0.1, 0.9], [3.0, 2.0]]), None).tolist() == [1, 0]
+    assert predictions(torch.tensor([[0.5], [3.0]]), "regression").tolist() == [0.5, 3.0]
+    logits = torch.tensor([[0.5, -3.0], [-1.0, -0.1], [2.0, 0.1]])
+    sets = predictions(logits, "multi_label_classification")
+    assert sets.tolist() == [[1, 0], [0, 0], [1, 1]]
+
+
+def test_sets_of_labels():
+    labels = [[1, 0, 0], [1, 1, 0], [0, 0, 0], [0, 1, 0]]
+    predicted = [[1, 0, 0], [1, 0, 0], [0, 0, 0], [1, 1, 0]]
+    assert measure("accuracy", labels, predicted) == 2 / 4  # as a whole
+    # Label by label: 2 hits and 1 false alarm; 1 hit and 1 miss; a label that nobody has.
+    assert measure("f1_micro", labels, predicted) == pytest.approx(2 * 3 / (2 * 3 + 1 + 1))
+    assert measure("f1_macro", labels, predicted) == pytest.approx((4 / 5 + 2 / 3 + 0) / 3)
 
 
 def test_quality_by_the_names_of_a_metric():

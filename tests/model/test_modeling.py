@@ -21,7 +21,7 @@ from transformers import (
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext.configuration import ConsistentEEConfig
-from consistentee_ext.ops import reference
+from consistentee_ext.ops.prediction import prediction_statistics
 
 C, L, H = 3, 4, 32
 IDS = torch.tensor([[2, 9, 8, 7, 3], [2, 9, 3, 0, 0], [2, 5, 6, 3, 0]])
@@ -49,7 +49,7 @@ def test_every_layer_against_a_head_by_hand(pooling, policy_input):
             logits = head.classifier.weight @ state + head.classifier.bias
             torch.testing.assert_close(output.exit_logits[row, layer], logits)
             if layer < L - 1:
-                statistics = reference.prediction_statistics(logits[None], previous)[0]
+                statistics = prediction_statistics(logits[None], previous)[0]
                 seen = {"state": [state], "prediction": [statistics], "both": [state, statistics]}
                 x = torch.cat(seen[policy_input])
                 dense, score = head.policy.dense, head.policy.score

@@ -148,7 +148,10 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
 // Logits and decisions; the scores are compared with the specification in Python.
 template <typename scalar_t>
 void test_exit_rows(
-    const Kernels<scalar_t>& kernels, StateActivation activation, int64_t threshold_stride) {
+    const Kernels<scalar_t>& kernels,
+    StateActivation activation,
+    int64_t threshold_stride,
+    bool multi_label) {
   for (const int64_t size : {1, 7, 32, 100}) {
     for (const int64_t classes : {1, 2, 5}) {
       const int64_t rows = 6, policy = 3, features = size + kNumStatistics;
@@ -167,7 +170,8 @@ void test_exit_rows(
           classes,
           policy,
           PolicyInput::kBoth,
-          activation};
+          activation,
+          multi_label};
       std::vector<float> thresholds{0.5f, 0.1f, 0.3f, 0.6f, 0.7f, 0.9f};
       if (threshold_stride == 0) thresholds = {0.5f};
       const std::vector<int64_t> ids{5, 0, 1, 2, 3, 4};
@@ -248,8 +252,10 @@ void test_all(const CpuKernels& table, const Kernels<scalar_t>& kernels, double 
   test_attention(table, kernels, tolerance);
   test_norms(kernels, tolerance);
   for (const int64_t threshold_stride : {0, 1}) {
-    test_exit_rows(kernels, StateActivation::kTanh, threshold_stride);
-    test_exit_rows(kernels, StateActivation::kRelu, threshold_stride);
+    for (const bool multi_label : {false, true}) {
+      test_exit_rows(kernels, StateActivation::kTanh, threshold_stride, multi_label);
+      test_exit_rows(kernels, StateActivation::kRelu, threshold_stride, multi_label);
+    }
   }
   test_means(kernels, tolerance);
 }

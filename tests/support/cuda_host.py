@@ -44,6 +44,7 @@ class Head(ctypes.Structure):
         *((name, c_void_p) for name in HeadWeights._fields[:6]),
         *((name, c_int64) for name in ("hidden_size", "classes", "policy_size")),
         *((name, c_int64) for name in ("policy_input", "activation")),
+        ("multi_label", c_bool),
     ]
 
 
@@ -179,6 +180,7 @@ class CudaHost:
             policy_size,
             POLICY_INPUTS.index(weights.policy_input),
             STATE_ACTIVATIONS.index(weights.state_activation),
+            weights.multi_label,
         )
         thresholds = decision.thresholds
         how = Decision(

@@ -66,9 +66,12 @@ def decide_by(
     return ExitDecision(criterion, thresholds, layer, max_streak, last)
 
 
-def make_results(rows: int, classes: int) -> ExitResults:
+def make_results(rows: int, classes: int, multi_label: bool = False) -> ExitResults:
+    """As an earlier exit layer left them, of some rows; others have seen none."""
     results = ExitResults.empty(rows, classes)
-    results.labels.copy_(torch.randint(-1, classes, (rows,)))
+    results.labels.copy_(torch.randint(-1, 1 if multi_label else classes, (rows,)))
+    if multi_label:
+        results.logits.normal_()
     results.streaks.copy_(torch.randint(0, 3, (rows,)))
     return results
 

@@ -46,10 +46,15 @@ def tiny_model(
     policy_input: str = "both",
     classes: int = 3,
     seed: int = 1,
+    problem_type: str | None = None,
     **bert: Any,
 ) -> ConsistentEEForSequenceClassification:
     config = ConsistentEEConfig(
-        tiny_bert_config(**bert), pooling=pooling, policy_input=policy_input, num_labels=classes
+        tiny_bert_config(**bert),
+        pooling=pooling,
+        policy_input=policy_input,
+        num_labels=classes,
+        problem_type=problem_type,
     )
     return scramble(ConsistentEEForSequenceClassification(config), seed)
 

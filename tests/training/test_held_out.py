@@ -33,6 +33,13 @@ def test_numbers_are_no_classes():
     assert [int(fold.sum()) for fold in fold_rows(labels, 3, seed=0)] == [14, 13, 13]
 
 
+def test_sets_of_labels_are_no_classes():
+    for kind in (float, int):
+        labels = [[kind(row % 2), kind(1)] for row in range(40)]
+        assert held_out_rows(labels, 0.25, seed=0).sum() == 10
+        assert [int(fold.sum()) for fold in fold_rows(labels, 3, seed=0)] == [14, 13, 13]
+
+
 def test_a_class_too_small_to_split_is_refused():
     with pytest.raises(ValueError, match=r"^train_data: expected at least two rows .* class 2$"):
         fold_rows([0, 0, 1, 1, 2], 2, seed=0)

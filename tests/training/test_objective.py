@@ -42,6 +42,21 @@ def test_squared_error_of_each_layer_in_units_of_the_variance():
     torch.testing.assert_close(loss, torch.tensor([[0.25, 0.25], [4.0, 9.0]]))
 
 
+def test_the_loss_of_a_set_is_minus_the_logarithm_of_its_probability():
+    """The product over labels, and so the error is the probability of another set."""
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(2, 3, 4, generator=generator)
+    labels = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    p = logits.double().sigmoid()
+    chosen = torch.where(labels[:, None].bool(), p, 1 - p).prod(dim=-1)
+    loss = exit_loss(logits, labels)
+    torch.testing.assert_close(loss, -chosen.log().float())
+    torch.testing.assert_close(error_probability(loss), (1 - chosen).float())
+    # Hugging Face's loss is the mean over rows and labels.
+    expected = torch.nn.BCEWithLogitsLoss()(logits[:, -1], labels)
+    torch.testing.assert_close(loss[:, -1].mean() / 4, expected)
+
+
 def test_depth_weighted_loss_by_hand():
     # Two layers: wrong by odds of 3 to 1 at the first, right by the same odds at the last.
     logits = torch.tensor([[[math.log(3.0), 0.0], [0.0, math.log(3.0)]]], dtype=torch.float64)

@@ -31,3 +31,11 @@ def test_temperatures_divide_the_logits_of_the_heads():
     apply_temperatures(model.heads, temperatures)
     after = model(pooled_states=states).exit_logits
     torch.testing.assert_close(after, before / temperatures[:, None])
+
+
+def test_temperatures_of_independent_labels():
+    generator = torch.Generator().manual_seed(0)
+    honest = 2 * torch.randn(20_000, 3, generator=generator)
+    labels = torch.bernoulli(honest.sigmoid(), generator=generator)
+    exit_logits = torch.stack((honest, 3 * honest, 0.5 * honest), dim=1)
+    assert best_temperatures(exit_logits, labels).tolist() == pytest.approx([1, 3, 0.5], rel=0.05)

@@ -228,3 +228,15 @@ def test_bad_input_leaves_nothing_behind(letters, tmp_path):
     with pytest.raises(ValueError, match=r"^num_labels: expected at least 2 classes, got 1$"):
         train(*letters, output, tokenizer(), SETTINGS, num_labels=1)
     assert not any(tmp_path.iterdir())
+
+
+def test_sets_of_labels_are_checked(letters, tmp_path):
+    for row, got in (
+        ([0.0, 2.0], r"0\.0\.\.2\.0 of shape \(48, 2\)"),
+        ([1.0] * 3, r".* \(48, 3\)"),
+    ):
+        data = letters.train.remove_columns("labels").add_column("labels", [row] * 48)
+        with pytest.raises(ValueError, match=rf"^train_data: expected 2 numbers 0 or 1 .* {got}$"):
+            train(letters.backbone, data, data, tmp_path / "model", tokenizer(), SETTINGS,
+                  problem_type="multi_label_classification", num_labels=2)  # fmt: skip
+    assert not any(tmp_path.iterdir())

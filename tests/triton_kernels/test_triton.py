@@ -23,13 +23,15 @@ from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
 pytestmark = pytest.mark.needs_triton
 FOLDER = Path(__file__).parent
 COMPILED = [
-    # dtype, policy_input, criterion, last, H, C, P
-    (torch.float32, None, "entropy", False, 19, 1, 1),
-    (torch.float32, "state", "patience", True, 111, 77, 32),
-    (torch.float32, "both", "policy", False, 768, 3, 32),
-    (torch.float16, None, "energy", False, 64, 5, 1),
-    (torch.bfloat16, "prediction", "policy", False, 1, 2, 1),
-    (torch.bfloat16, "both", "policy", False, 768, 3, 32),
+    # dtype, policy_input, criterion, last, H, C, P, independent labels
+    (torch.float32, None, "entropy", False, 19, 1, 1, False),
+    (torch.float32, "state", "patience", True, 111, 77, 32, False),
+    (torch.float32, "both", "policy", False, 768, 3, 32, False),
+    (torch.float32, "both", "policy", False, 768, 5, 32, True),
+    (torch.float16, None, "energy", False, 64, 5, 1, False),
+    (torch.bfloat16, "prediction", "policy", False, 1, 2, 1, False),
+    (torch.bfloat16, "both", "policy", False, 768, 3, 32, False),
+    (torch.bfloat16, None, "patience", True, 19, 1, 1, True),
 ]
 
 
@@ -127,7 +129,7 @@ def compile_all(folder: Path) -> None:
 
     cu_seqlens = torch.tensor([0, 3, 3, 5], dtype=torch.int32)
     tickets, totals = torch.zeros(3, dtype=torch.int32), torch.zeros(2, dtype=torch.int32)
-    for dtype, policy_input, criterion, last, size, classes, units in COMPILED:
+    for dtype, policy_input, criterion, last, size, classes, units, multi_label in COMPILED:
         hidden = torch.zeros(5, size, dtype=dtype)
         norm = (hidden.clone(), torch.ones(size, dtype=dtype), torch.ones(size, dtype=dtype), 1e-12)
         kernels.add_norm(hidden, *norm)
@@ -155,6 +157,7 @@ def compile_all(folder: Path) -> None:
                     **policy,
                     policy_input=policy_input,
                     state_activation=activation,
+                    multi_label=multi_label,
                 ),
                 ExitDecision(criterion, thresholds, 1, 3, last),
                 ExitResults.empty(4, classes),

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 from triton.runtime import interpreter
 
-from consistentee_ext.criteria import CRITERIA
+from consistentee_ext.criteria import CRITERIA, MULTI_LABEL_CRITERIA
 from consistentee_ext.ops import reference
 from consistentee_ext.ops import triton as kernels
 from consistentee_ext.ops.schema import POLICY_CODES
@@ -178,6 +178,7 @@ def check_exit_step(
     policy_size: int = 32,
     activation: str = "tanh",
     own_thresholds: bool = False,
+    multi_label: bool = False,
 ) -> PackedBatch:
     """On a batch of which every third row, and the tail, are absent.
 
@@ -194,14 +195,18 @@ def check_exit_step(
     )
     pooled = draw(rows + 2, hidden_size, dtype=dtype)
     weights = make_weights(hidden_size, classes, policy_input, policy_size)
-    weights = weights._replace(state_activation=activation)
+    weights = weights._replace(state_activation=activation, multi_label=multi_label)
     present_rows = reference.compact(PackedBatch(batch.hidden, offsets_of(lengths), row_ids), here)
-    expected = make_results(rows + 3, classes)
-    found = clone(expected)
+    expected = make_results(rows + 3, classes, multi_label)
     # Between the scores, half-way in the widest gap: no row is so near that rounding decides.
     decision = decide_by(expected, criterion, 0.5, layer=2, max_streak=4, last=True)
     probe = clone(expected)
     reference.exit_step(present_rows, pooled[:rows][here], weights, decision, probe)
+    if multi_label:  # else no set is that of the layer before
+        expected.logits[::2] = probe.logits[::2]
+        probe = clone(expected)
+        reference.exit_step(present_rows, pooled[:rows][here], weights, decision, probe)
+    found = clone(expected)
     scores = probe.exit_scores[present_rows.row_ids].unique()
     if len(scores) > 1:
         widest = scores.diff().argmax()
@@ -230,6 +235,29 @@ def test_exit_step(criterion: str, policy_input: str | None, last: bool) -> None
     torch.manual_seed(7)
     dtype = DTYPES[(CRITERIA.index(criterion) + POLICY_CODES[policy_input]) % 3]
     check_exit_step(7, 99, 5, policy_input, criterion, dtype, last)
+
+
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("classes", [1, 2, 5, 77])
+@pytest.mark.parametrize("criterion", MULTI_LABEL_CRITERIA)
+def test_independent_labels(criterion: str, classes: int, last: bool) -> None:
+    torch.manual_seed(7)
+    check_exit_step(9, 19, classes, "both", criterion, torch.float32, last, multi_label=True)
+
+
+@pytest.mark.parametrize("criterion", MULTI_LABEL_CRITERIA)
+def test_independent_labels_that_are_not_finite(criterion: str) -> None:
+    nan, inf = float("nan"), float("inf")
+    for bias in ([nan, 1.0], [1.0, nan], [inf, 1.0], [-inf, inf], [nan, inf], [0.0, -1.0]):
+        weights = HeadWeights(torch.zeros(2, 8), torch.tensor(bias), multi_label=True)
+        found = make_results(4, 2, True)
+        expected = clone(found)
+        for results, ops in ((found, step), (expected, reference.exit_step)):
+            decision = decide_by(results, criterion, 0.5, last=True)
+            batch = PackedBatch(torch.zeros(2, 8), offsets_of([1, 1]), torch.tensor([3, 1]))
+            ops(batch, torch.zeros(2, 8), weights, decision, results)
+        for a, b in zip(found, expected, strict=True):
+            torch.testing.assert_close(a, b, equal_nan=True)
 
 
 @pytest.mark.parametrize("criterion", CRITERIA)

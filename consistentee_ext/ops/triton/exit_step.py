@@ -20,7 +20,7 @@ from consistentee_ext.ops.triton.compact import (
     copy_survivors,
     plan_survivors,
 )
-from consistentee_ext.ops.triton.score import predict, score_of
+from consistentee_ext.ops.triton.score import predict, predict_set, score_of
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import HeadWeights
 
@@ -82,6 +82,7 @@ def _exit_rows(
     threshold_stride: tl.constexpr,
     relu: tl.constexpr,
     last: tl.constexpr,
+    multi_label: tl.constexpr,
 ) -> None:
     """Grid (B): a program decides a row; the one that ends last plans where the survivors go."""
     uses_policy: tl.constexpr = criterion == 0 and (reads_state or reads_prediction)
@@ -111,8 +112,17 @@ def _exit_rows(
                 place = weights.dense_weight + p[:, None] * features + h[None, :]
                 weight = tl.load(place, mask=is_unit[:, None] & inside[None, :], other=0.0)
                 inner += tl.sum(weight * state, axis=1)
-        label, top, margin, certainty, logit_margin = predict(z, c, log_classes, classes, block_c)
-        agrees = previous_label == label
+        if multi_label:
+            top, margin, certainty, logit_margin = predict_set(z, c, log_classes, classes)
+            label = tl.full([], 0, tl.int32)
+            before = tl.load(results.logits + row_id * classes + c, mask=is_class, other=0.0)
+            differs = is_class & ((before > 0.0) != (z > 0.0))
+            agrees = (previous_label == label) & (tl.sum(differs.to(tl.int32), axis=0) == 0)
+        else:
+            label, top, margin, certainty, logit_margin = predict(
+                z, c, log_classes, classes, block_c
+            )
+            agrees = previous_label == label
         streak = tl.where(agrees, previous_streak + 1, 0)
 
         probability = tl.full([], 1.0, tl.float32)
@@ -136,12 +146,13 @@ def _exit_rows(
 
         # A NaN score never exceeds the threshold: the row stays, and leaves at the last layer.
         leaves = (score > threshold) | last
-        # Every warp has read the label and the streak before one of them overwrites it.
+        # Every warp has read what an earlier exit layer wrote before one of them overwrites it.
         tl.debug_barrier()
         tl.store(results.labels + row_id, label)
         tl.store(results.streaks + row_id, streak)
-        if leaves:
+        if leaves | multi_label:
             tl.store(results.logits + row_id * classes + c, z, mask=is_class)
+        if leaves:
             tl.store(results.exit_layers + row_id, layer.to(tl.int64))
             tl.store(results.exit_scores + row_id, score)
         stays = tl.where(leaves, 0, 1)
@@ -183,7 +194,7 @@ def exit_step_async(
             decision.thresholds,
             decision.layer,
             max(decision.max_streak, 1),
-            math.log(classes),
+            math.log(2 if weights.multi_label else classes),
             results,
             plan,
             tickets,
@@ -200,6 +211,7 @@ def exit_step_async(
             threshold_stride=decision.thresholds.stride(0),
             relu=weights.state_activation == "relu",
             last=decision.last,
+            multi_label=weights.multi_label,
             num_warps=8,
             **FUSED,
         )

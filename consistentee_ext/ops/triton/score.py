@@ -50,6 +50,23 @@ def predict(
 
 
 @triton.jit
+def predict_set(z: tl.tensor, c: tl.tensor, log_two: tl.tensor, classes: tl.constexpr) -> tl.tensor:
+    """The same of independent labels, without label: of the least sure one as two classes, with the
+    logits ``min |z|`` and 0.
+    """
+    present = c < classes
+    missing = tl.sum((present & (z != z)).to(tl.int32), axis=0)  # tl.min would lose a NaN
+    least = tl.min(tl.where(present & (z == z), tl.abs(z), float("inf")), axis=0)
+    least = tl.where(missing > 0, float("nan"), least)
+    same = least - least  # NaN where it is not finite
+    power, other = tl.exp(same), tl.exp(-least)
+    total = power + other
+    entropy = tl.log(total) - (power * same - other * least) / total
+    top = 1.0 / total
+    return top, top - other / total, 1.0 - entropy / log_two, least
+
+
+@triton.jit
 def score_of(
     criterion: tl.constexpr,
     highest: tl.tensor,

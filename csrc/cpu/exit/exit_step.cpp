@@ -54,6 +54,7 @@ PackedRows exit_step(
     const std::optional<Tensor>& score_bias,
     int64_t policy_input,
     int64_t state_activation,
+    bool multi_label,
     int64_t criterion,
     const Tensor& thresholds,
     int64_t layer,
@@ -77,9 +78,11 @@ PackedRows exit_step(
       score_weight,
       score_bias,
       policy_input,
-      state_activation);
+      state_activation,
+      multi_label);
   const ExitDecision decision =
       check_decision(criterion, thresholds, layer, max_streak, last, all_rows);
+  check_decides(head, decision.criterion);
   check_row_ids(row_ids, batch.rows, all_rows);
   if (auto survivors = exit_rows(batch, hidden, row_ids, pooled, head, decision, results)) {
     return *survivors;

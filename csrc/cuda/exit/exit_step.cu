@@ -21,6 +21,7 @@ void exit_step_async(
     const std::optional<Tensor>& score_bias,
     int64_t policy_input,
     int64_t state_activation,
+    bool multi_label,
     int64_t criterion,
     const Tensor& thresholds,
     int64_t layer,
@@ -49,9 +50,11 @@ void exit_step_async(
       score_weight,
       score_bias,
       policy_input,
-      state_activation);
+      state_activation,
+      multi_label);
   const ExitDecision decision =
       check_decision(criterion, thresholds, layer, max_streak, last, logits.size(0));
+  check_decides(head, decision.criterion);
   check_device(hidden, {&pooled, &classifier_weight, &classifier_bias}, "pooled, classifier");
   for (const auto& weight : {dense_weight, dense_bias, score_weight, score_bias}) {
     if (weight) check_device(hidden, {&*weight}, "dense, score");

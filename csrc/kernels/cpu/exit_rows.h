@@ -55,7 +55,7 @@ inline void classify_block(
   }
 }
 
-inline Prediction predict_row(const float* logits, int64_t classes) {
+inline Prediction predict_classes(const float* logits, int64_t classes) {
   float max = logits[0];
   for (int64_t c = 1; c < classes; ++c) max = logits[c] > max ? logits[c] : max;
   float total = 0.0f, weighted = 0.0f;
@@ -67,6 +67,11 @@ inline Prediction predict_row(const float* logits, int64_t classes) {
     weighted += e * shifted;
   }
   return predict(logits, classes, total, weighted);
+}
+
+inline Prediction predict_row(const ExitHead& head, const float* logits) {
+  if (head.multi_label) return predict_set(logits, head.classes);
+  return predict_classes(logits, head.classes);
 }
 
 // Exit probabilities of a block, from its states and its statistics [count, kNumStatistics].
@@ -118,19 +123,30 @@ void exit_rows(
     }
     classify_block(head, states, count, logits);
     Prediction predictions[kRowBlock];
-    for (int64_t i = 0; i < count; ++i) predictions[i] = predict_row(logits + i * C, C);
+    bool agrees[kRowBlock];
+    for (int64_t i = 0; i < count; ++i) {
+      const float* z = logits + i * C;
+      predictions[i] = predict_row(head, z);
+      agrees[i] = agrees_with_last(head, results, row_ids[first + i], z, predictions[i]);
+    }
     float probability[kRowBlock] = {1.0f, 1.0f, 1.0f, 1.0f};
     if (uses_policy(head, decision)) {
       for (int64_t i = 0; i < count; ++i) {
-        const int32_t previous = results.labels[row_ids[first + i]];
-        write_statistics(predictions[i], previous, statistics + i * kNumStatistics);
+        write_statistics(predictions[i], agrees[i], statistics + i * kNumStatistics);
       }
       run_policy(head, states, statistics, count, probability);
     }
     for (int64_t i = 0; i < count; ++i) {
       const float* z = logits + i * C;
-      keep[first + i] =
-          decide_row(decision, results, row_ids[first + i], z, C, predictions[i], probability[i]);
+      keep[first + i] = decide_row(
+          head,
+          decision,
+          results,
+          row_ids[first + i],
+          z,
+          predictions[i],
+          agrees[i],
+          probability[i]);
     }
   }
 }

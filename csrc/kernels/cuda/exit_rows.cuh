@@ -29,7 +29,7 @@ inline int64_t exit_rows_memory(const ExitHead& head) {
 
 // Prediction of C logits in shared memory, by one warp.
 static __device__ __forceinline__ Prediction
-warp_predict(const float* logits, int classes, int lane) {
+warp_predict_classes(const float* logits, int classes, int lane) {
   const int label = warp_argmax(logits, classes, -1, lane);
   if (classes == 1) return only_class(logits[0]);
   const int second = warp_argmax(logits, classes, label, lane);
@@ -41,7 +41,14 @@ warp_predict(const float* logits, int classes, int lane) {
     total += e;
     weighted += e * shifted;
   }
-  return prediction_of(logits, classes, label, second, warp_sum(total), warp_sum(weighted));
+  const float logit_margin = highest - logits[second];
+  return prediction_of(label, classes, logit_margin, warp_sum(total), warp_sum(weighted));
+}
+
+static __device__ __forceinline__ Prediction
+warp_predict(const ExitHead& head, const float* logits, int lane) {
+  if (head.multi_label) return predict_set(logits, head.classes);
+  return warp_predict_classes(logits, static_cast<int>(head.classes), lane);
 }
 
 // Classifies and decides one row; the whole block calls it. `shared` holds exit_rows_memory(head) bytes.
@@ -80,11 +87,12 @@ static __device__ void exit_row(
   __syncthreads();
   if (warp != 0) return;
 
-  const Prediction prediction = warp_predict(logits, classes, lane);
+  const Prediction prediction = warp_predict(head, logits, lane);
+  const bool agrees = agrees_with_last(head, results, row_id, logits, prediction);
   float probability = 1.0f;
   if (policy) {
     float statistics[kNumStatistics];
-    write_statistics(prediction, results.labels[row_id], statistics);
+    write_statistics(prediction, agrees, statistics);
     float score = 0.0f;
     for (int64_t p = lane; p < head.policy_size; p += kWarp) {
       const float* weight = head.dense_weight + p * features + read;
@@ -95,11 +103,11 @@ static __device__ void exit_row(
       }
       score += head.score_weight[p] * gelu(z + head.dense_bias[p]);
     }
-    // With this sum every lane has read the label, which thread 0 overwrites.
+    // With this sum every lane has read the answer before, which thread 0 overwrites.
     probability = sigmoid(warp_sum(score) + head.score_bias[0]);
   }
   if (thread == 0) {
-    *keep = decide_row(decision, results, row_id, logits, classes, prediction, probability);
+    *keep = decide_row(head, decision, results, row_id, logits, prediction, agrees, probability);
   }
 }
 

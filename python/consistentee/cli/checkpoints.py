@@ -37,20 +37,18 @@ def calibrate(
     ] = None,
     batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
     text_column: TextColumns = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
 ) -> None:
     """Find the exit threshold for one goal; write it into the checkpoint's config."""
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import (
         calibrate_checkpoint,
         local_config,
-        needs_regression,
+        problem_type_of,
     )
 
     local_config(checkpoint)  # raises
-    table = load_table(
-        data, text_column or None, label_column, regression=needs_regression(checkpoint)
-    )
+    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
     found = calibrate_checkpoint(
         checkpoint,
         table,
@@ -77,18 +75,16 @@ def evaluate(
     alpha: Alpha = None,
     json: Annotated[Path | None, Option(help="File to write the results to.")] = None,
     text_column: TextColumns = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
 ) -> None:
     """Measure accuracy, layers and seconds, compared with the same model at full depth."""
     from consistentee.atomic_files import check_writable, write_json
     from consistentee.data.tables import load_table
-    from consistentee.evaluation.checkpoints import evaluate_checkpoint, needs_regression
+    from consistentee.evaluation.checkpoints import evaluate_checkpoint, problem_type_of
 
     if json is not None:
         check_writable(json)
-    table = load_table(
-        data, text_column or None, label_column, regression=needs_regression(checkpoint)
-    )
+    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
     metrics = evaluate_checkpoint(checkpoint, table, threshold, alpha).metrics
     if json is not None:
         write_json(json, metrics)
@@ -125,17 +121,18 @@ def report(
     threshold: Threshold = None,
     alpha: Alpha = None,
     text_column: TextColumns = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
 ) -> None:
     """Write a page about early exit on a labelled file: curves, exits, seconds."""
     from consistentee.atomic_files import read_json
     from consistentee.data.tables import load_table
+    from consistentee.evaluation.checkpoints import problem_type_of
     from consistentee.report.measure import build_report
     from consistentee.report.write import check_report, write_report
 
     check_report(output)
     curves = None if comparison is None else read_json(comparison)
-    table = load_table(data, text_column or None, label_column)
+    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)
     write_report(output, page)
     Console().print(f"report: {output}")

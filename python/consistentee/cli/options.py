@@ -23,7 +23,9 @@ TextColumns = Annotated[
     list[str] | None,
     Option("--text-column", help="Column of text; twice for pairs. Default: found by name."),
 ]
-LabelColumn = Annotated[str, Option(help="Column of labels.")]
+LabelColumn = Annotated[
+    str | None, Option(help="Column of labels. Default: label; of sets of labels, labels.")
+]
 Threshold = Annotated[
     float | None,
     Option(help="Score above which a row leaves, in (0, 1]. Default: the checkpoint's."),
@@ -35,7 +37,13 @@ Alpha = Annotated[
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
 Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]
-MaxLength = Annotated[int, Option(help="Rows are truncated to so many tokens.")]
+MaxLength = Annotated[
+    int | None,
+    Option(
+        help="Rows are cut to so many tokens, also where the checkpoint is used. Default: 128, or "
+        "the encoder's positions if fewer."
+    ),
+]
 
 
 @dataclass(frozen=True)

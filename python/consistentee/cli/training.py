@@ -17,7 +17,7 @@ from consistentee.cli.options import (
     TextColumns,
 )
 from consistentee.cli.tables import figure, show, show_average, show_comparison
-from consistentee_ext.names import Metric
+from consistentee_ext.names import MULTI_LABEL, REGRESSION, Metric
 
 
 def train(
@@ -38,10 +38,14 @@ def train(
     regression: Annotated[
         bool, Option("--regression", help="Predict numbers; labels are numbers.")
     ] = False,
-    max_length: MaxLength = 128,
+    multi_label: Annotated[
+        bool,
+        Option("--multi-label", help="Predict sets of labels; column labels: names joined by |."),
+    ] = False,
+    max_length: MaxLength = None,
     seed: Seed = 42,
     text_column: TextColumns = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
 ) -> None:
     """Train a ConsistentEE classifier. After an interruption the same command resumes."""
     from consistentee.data.tables import load_splits
@@ -60,15 +64,21 @@ def train(
     known_config: Fields = {}
     if known_task is not None:
         known_settings, known_config = known_task.training(paper)
+    if regression and multi_label:
+        raise ValueError("regression, multi-label: expected one of them at most, got both")
     if regression:
-        known_config = {**known_config, "problem_type": "regression", "metric": "spearman"}
+        known_config = {**known_config, "problem_type": REGRESSION, "metric": "spearman"}
+    if multi_label:
+        known_config = {**known_config, "problem_type": MULTI_LABEL, "metric": "f1_micro"}
     chosen_config = cast(ConfigFields, {**known_config, **config.given()})
     if metric is not None:
         chosen_config["metric"] = metric
     chosen_settings = TrainingSettings(**{**known_settings, **settings.given(), "seed": seed})
     if data or known_task is None:
-        is_regression = chosen_config.get("problem_type") == "regression"
-        splits = load_splits(data or (), text_column or None, label_column, is_regression)
+        problem_type = chosen_config.get("problem_type")
+        splits = load_splits(data or (), text_column or None, label_column, problem_type)
+    elif chosen_config.get("problem_type") != known_task.problem_type:
+        raise ValueError(f"data: expected a folder or files, as {task} has other labels, got none")
     else:
         splits = load_task(known_task)
     log = train_on_splits(model, splits, output, chosen_settings, max_length, **chosen_config)
@@ -102,9 +112,9 @@ def compare(
     paper: Paper = False,
     config: ConfigOptions,
     settings: SettingsOptions,
-    max_length: MaxLength = 128,
+    max_length: MaxLength = None,
     text_column: TextColumns = None,
-    label_column: LabelColumn = "label",
+    label_column: LabelColumn = None,
 ) -> None:
     """Train ConsistentEE and the methods it is compared with; print accuracy at layer ratios."""
     from consistentee.data.tables import load_splits

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
+from consistentee.data.labels import check_spelling, label_names, read_sets
 from consistentee.data.readers import FORMATS, read_rows
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
 
 TEXT_COLUMNS = (
     ("sentence1", "sentence2"),
@@ -24,19 +25,22 @@ SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test
 def load_table(
     path: str | Path,
     text_columns: Sequence[str] | None = None,
-    label_column: str = "label",
-    regression: bool = False,
+    label_column: str | None = None,
+    problem_type: str | None = None,
 ) -> Dataset:
     """Read one file of labelled sentences, or of labelled pairs of sentences.
 
     Args:
         path: a file ``.tsv`` (no quoting), ``.csv``, ``.json``, ``.jsonl`` or ``.parquet``, UTF-8.
         text_columns: one or two columns; by default the first of `TEXT_COLUMNS` that the file has.
-        label_column: integers or strings.
-        regression: the labels are numbers, which may have a fraction.
+        label_column: integers or strings, kept as they are spelled; of sets see `read_sets`.
+            Default ``labels`` for sets, else ``label``.
+        problem_type: as in the model's configuration: in regression the labels are numbers, which
+            may have a fraction; in multi-label classification sets.
 
     Returns:
-        The columns ``sentence1``, for pairs ``sentence2``, and ``label``, all strings.
+        The columns ``sentence1``, for pairs ``sentence2``, and ``label``, all strings; of sets
+        lists of strings.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -46,9 +50,13 @@ def load_table(
     path = Path(path)
     rows = read_rows(path)
     texts = _texts(path, rows, text_columns)
+    if label_column is None:
+        label_column = "labels" if problem_type == MULTI_LABEL else "label"
     _check_columns(path, rows.column_names, (label_column,))
+    if problem_type == MULTI_LABEL:
+        return table_of(texts, read_sets(rows[label_column][:], f"{path}: {label_column}"))
     kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
-    if regression:
+    if problem_type == REGRESSION:
         kinds = {"a number": ("int", "uint", "float", "double")}
     return table_of(texts, _strings(path, rows, label_column, kinds))
 
@@ -74,17 +82,21 @@ def load_texts(
     return rows, table_of(_texts(path, rows, text_columns))
 
 
-def table_of(texts: Sequence[list[str]], labels: list[str] | None = None) -> Dataset:
+def table_of(
+    texts: Sequence[list[str]], labels: list[str] | list[list[str]] | None = None
+) -> Dataset:
     """A table as `load_table` returns it, from columns of text, with or without labels."""
     columns = {f"sentence{number}": column for number, column in enumerate(texts, start=1)}
-    return Dataset.from_dict(columns if labels is None else columns | {"label": labels})
+    if labels is None:
+        return Dataset.from_dict(columns)
+    return Dataset.from_dict({**columns, "label": labels})
 
 
 def load_splits(
     paths: Sequence[str | Path],
     text_columns: Sequence[str] | None = None,
-    label_column: str = "label",
-    regression: bool = False,
+    label_column: str | None = None,
+    problem_type: str | None = None,
 ) -> DatasetDict:
     """Read ``train``, ``dev`` and, if there is one, ``test``, each with `load_table`.
 
@@ -93,88 +105,46 @@ def load_splits(
             the two or three files themselves, in that order.
         text_columns: as in `load_table`.
         label_column: as in `load_table`.
-        regression: as in `load_table`.
+        problem_type: as in `load_table`.
 
     Raises:
         FileNotFoundError: there is no such folder or file.
-        ValueError: as `load_table`; train or dev is missing; train has fewer than two labels, or
-            two that differ by blanks, case or the spelling of a number; dev or test has a label
-            that train does not have; single sentences in one, pairs in another.
+        ValueError: as `load_table`; train or dev is missing; train has fewer than two labels; dev
+            or test has a label that train does not have; single sentences in one, pairs in another;
+            labels that only their spelling tells apart, see `check_spelling`.
     """
     files = _find_splits([Path(path) for path in paths])
     splits = DatasetDict(
         {
-            name: load_table(path, text_columns, label_column, regression)
+            name: load_table(path, text_columns, label_column, problem_type)
             for name, path in files.items()
         }
     )
-    check_splits(splits, {name: str(path) for name, path in files.items()}, regression)
+    check_splits(splits, {name: str(path) for name, path in files.items()}, problem_type)
     return splits
 
 
-def check_splits(splits: DatasetDict, names: Mapping[str, str], regression: bool = False) -> None:
+def check_splits(
+    splits: DatasetDict, names: Mapping[str, str], problem_type: str | None = None
+) -> None:
     """Raise ValueError unless the tables fit together; `names` has their names for messages."""
     train = splits["train"]
     known = label_names(train)
+    if problem_type != REGRESSION:
+        check_spelling(name for table in splits.values() for name in label_names(table))
     if len(known) < 2:
-        raise ValueError(f"{names['train']}: expected two labels or more, got only {known[0]!r}")
+        raise ValueError(f"{names['train']}: expected two labels or more, got only {known}")
     for name, table in splits.items():
         if table.column_names != train.column_names:
             raise ValueError(
                 f"{names[name]}: expected {train.column_names} as in train, "
                 f"got {table.column_names}"
             )
-        if regression:
+        if problem_type == REGRESSION:
             continue
         unknown = [label for label in label_names(table) if label not in known]
         if unknown:
             raise ValueError(f"{names[name]}: expected the labels of train, got {unknown} too")
-    if not regression:
-        _check_spellings(names["train"], known)
-
-
-def _check_spellings(name: str, labels: Sequence[str]) -> None:
-    """Raise ValueError where two labels seem to be one, which would be trained as two."""
-    seen: dict[str, str] = {}
-    for label in labels:
-        spelling = " ".join(label.split()).casefold()
-        try:
-            value = float(spelling)
-        except ValueError:
-            value = math.nan
-        other = seen.setdefault(str(value) if math.isfinite(value) else spelling, label)
-        if other != label:
-            raise ValueError(
-                f"{name}: expected labels that differ by more than blanks, case or the spelling of "
-                f"a number, got {other!r} and {label!r}"
-            )
-
-
-def label_names(table: Dataset) -> list[str]:
-    """The distinct labels, sorted by value if all are integers, else as strings."""
-    names = sorted(table.unique("label"))
-    try:
-        return sorted(names, key=int)
-    except ValueError:
-        return names
-
-
-def numbers(table: Dataset) -> list[float]:
-    """The labels as numbers, for regression.
-
-    Raises:
-        ValueError: a label is not a finite number.
-    """
-    values = []
-    for row, label in enumerate(table["label"], start=1):
-        try:
-            value = float(label)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise ValueError(f"label: row {row}: expected a finite number, got {label!r}")
-        values.append(value)
-    return values
 
 
 def _texts(path: Path, rows: Dataset, text_columns: Sequence[str] | None) -> list[list[str]]:

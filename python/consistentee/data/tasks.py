@@ -14,6 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset
 
 from consistentee.atomic_files import quiet_datasets
 from consistentee.data.tables import SPLIT_NAMES, check_splits, load_splits, table_of
+from consistentee_ext.names import REGRESSION
 
 Fields = Mapping[str, Any]
 
@@ -42,12 +43,17 @@ class Task:
     config: Fields = field(default_factory=dict)
     paper: Mapping[str, Fields] = field(default_factory=dict)
 
+    @property
+    def problem_type(self) -> str | None:
+        """As in the model's configuration."""
+        return REGRESSION if self.regression else None
+
     def training(self, paper: bool = False) -> tuple[Fields, Fields]:
         """Fields of `TrainingSettings` and of `ConsistentEEConfig`: ours, or the paper's."""
         settings, config = self.settings, self.config
         if paper:
             settings, config = self.paper["settings"], self.paper["config"]
-        kind = {"problem_type": "regression"} if self.regression else {}
+        kind = {} if self.problem_type is None else {"problem_type": self.problem_type}
         return settings, {"metric": self.metric, **kind, **config}
 
 
@@ -82,7 +88,7 @@ def load_task(task: Task, paths: Sequence[str | Path] = ()) -> DatasetDict:
             reached.
     """
     if paths:
-        return load_splits(paths, regression=task.regression)
+        return load_splits(paths, problem_type=task.problem_type)
     if task.hub is None:
         raise ValueError(f"data: expected a folder, as {task.name} is on no hub, got none")
     path, configuration, dev = task.hub
@@ -99,7 +105,7 @@ def load_task(task: Task, paths: Sequence[str | Path] = ()) -> DatasetDict:
         ) from error
     # Without test: GLUE does not publish the labels of its test splits.
     splits = DatasetDict({name: _named(table, task) for name, table in loaded.items()})
-    check_splits(splits, {name: f"{path} {name}" for name in SPLIT_NAMES}, task.regression)
+    check_splits(splits, {name: f"{path} {name}" for name in SPLIT_NAMES}, task.problem_type)
     return splits
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 
 import torch
@@ -36,6 +37,8 @@ from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.measures.metrics import Quality
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
+from consistentee_ext.ops.prediction import answers
 
 PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
 
@@ -59,8 +62,9 @@ def encode_for(
     model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: PreTrainedTokenizerBase
 ) -> Dataset:
     """Tokenize a labelled table for a trained model."""
-    names = None if model.config.regression else class_names(model.config)
-    return encode(table, tokenizer, model.max_length, names, model.config.regression)
+    config = model.config
+    names = None if config.regression else class_names(config)
+    return encode(table, tokenizer, model.max_length, names, config.problem_type)
 
 
 def local_config(checkpoint: str | os.PathLike[str]) -> Path:
@@ -75,10 +79,11 @@ def local_config(checkpoint: str | os.PathLike[str]) -> Path:
     return file
 
 
-def needs_regression(checkpoint: str | os.PathLike[str]) -> bool:
-    """Whether a checkpoint predicts numbers, so that labels must be read as numbers."""
+def problem_type_of(checkpoint: str | os.PathLike[str]) -> str | None:
+    """What a checkpoint predicts, and so what its labels are, as its config.json says."""
     config, _ = PreTrainedConfig.get_config_dict(checkpoint)
-    return config.get("problem_type") == "regression"
+    problem_type: str | None = config.get("problem_type")
+    return problem_type
 
 
 def evaluate_checkpoint(
@@ -134,7 +139,9 @@ def calibrate_checkpoint(
     config = model.config
     data = encode_for(model, table, encoder.tokenizer)
     output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
-    scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
+    scores = exit_scores(
+        config.criterion, output.exit_logits, output.policy_logits, config.multi_label
+    )
     labels = torch.tensor(data["labels"])
     if layer_ratio is not None:
         threshold = threshold_for_ratio(scores, layer_ratio)
@@ -162,7 +169,11 @@ def predict_rows(
     threshold: float | None = None,
     alpha: float | None = None,
 ) -> Dataset:
-    """Add three columns to the rows: ``prediction``, ``exit_layer`` and ``exit_score``.
+    """Add columns to the rows: ``prediction``, ``exit_layer`` and ``exit_score``.
+
+    Of a set of labels the prediction has the names joined by ``|``, and a fourth column ``scores``
+    a JSON object, each label's probability. Of a single label it is the label's probability, in
+    regression the number.
 
     Args:
         checkpoint: a folder or hub name.
@@ -171,7 +182,8 @@ def predict_rows(
         threshold: None for the checkpoint's.
         alpha: of an adjustable checkpoint; None for its default.
     """
-    taken = [name for name in PREDICTION_COLUMNS if name in rows.column_names]
+    added = PREDICTION_COLUMNS + (("scores",) if problem_type_of(checkpoint) == MULTI_LABEL else ())
+    taken = [name for name in added if name in rows.column_names]
     if taken:
         raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
@@ -181,19 +193,33 @@ def predict_rows(
         else list(table["sentence1"])
     )
     output = encoder.predict(texts, show_progress_bar=True)
-    answers = _answers(output.logits, encoder.config)
-    columns = (answers, output.exit_layers.tolist(), output.exit_scores.tolist())
-    predictions = Dataset.from_dict(dict(zip(PREDICTION_COLUMNS, columns, strict=True)))
+    columns = {
+        "prediction": _answers(output.logits, encoder.config),
+        "exit_layer": output.exit_layers.tolist(),
+        "exit_score": output.exit_scores.tolist(),
+    }
+    if encoder.config.problem_type == MULTI_LABEL:
+        columns["scores"] = _scores(output.logits, encoder.config)
+    predictions = Dataset.from_dict(columns)
     return concatenate_datasets([rows, predictions], axis=1)
 
 
 def _answers(logits: Tensor, config: PreTrainedConfig) -> list[str] | list[float]:
-    """The label of each row's class, or its number."""
+    """The label of each row's class, its labels, its number, or a single label's probability."""
     names = class_names(config)
+    if config.problem_type == MULTI_LABEL:
+        return ["|".join(compress(names, row)) for row in answers(logits, True).tolist()]
     if len(names) == 1:
-        numbers: list[float] = logits[:, 0].tolist()
-        return numbers
-    return [names[index] for index in logits.argmax(dim=-1).tolist()]
+        numbers = logits[:, 0] if config.problem_type == REGRESSION else logits[:, 0].sigmoid()
+        return list(numbers.tolist())
+    return [names[index] for index in answers(logits).tolist()]
+
+
+def _scores(logits: Tensor, config: PreTrainedConfig) -> list[str]:
+    """The probability of each label, a JSON object for each row."""
+    names = class_names(config)
+    rows = logits.sigmoid().tolist()
+    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
 
 
 def _check_trained(checkpoint: str | os.PathLike[str], encoder: FastEarlyExitEncoder) -> None:

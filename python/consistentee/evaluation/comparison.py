@@ -41,6 +41,7 @@ from consistentee.training.prepare import Prepared, prepare
 from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import fingerprint, train, train_trunk, without_policies
 from consistentee_ext.criteria import PLAIN_CRITERIA
+from consistentee_ext.names import SINGLE_LABEL
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,7 +57,7 @@ def compare(
     output: str | os.PathLike[str],
     settings: TrainingSettings,
     seeds: Sequence[int],
-    max_length: int,
+    max_length: int | None,
     **config: Unpack[ConfigFields],
 ) -> Json:
     """Train every method once for each seed; measure all on the test split (dev without one).
@@ -71,7 +72,7 @@ def compare(
             and the checkpoints, ``seed-<seed>/<method>``.
         settings: how to train; its seed is replaced by each of `seeds`.
         seeds: of split, initial heads, order of rows and dropout.
-        max_length: rows are truncated to so many tokens.
+        max_length: rows are truncated to so many tokens, see `train_on_splits`.
         config: fields of `ConsistentEEConfig`.
 
     Returns:
@@ -82,10 +83,13 @@ def compare(
         layers and the accuracies. Accuracies are in [0, 1].
 
     Raises:
-        ValueError: a regression, no seed, a seed given twice, or as `train`.
+        ValueError: no classes, no seed, a seed given twice, or as `train`.
     """
-    if config.get("problem_type") == "regression":
-        raise ValueError("task: expected classes to compare exits by accuracy, got a regression")
+    problem_type = config.get("problem_type", SINGLE_LABEL)
+    if problem_type != SINGLE_LABEL:
+        raise ValueError(
+            f"task: expected classes to compare exits by accuracy, got a {problem_type}"
+        )
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds: expected one or more, all different, got {list(seeds)}")
     data = prepare(backbone, splits, max_length, config)

@@ -21,6 +21,7 @@ from consistentee.measures.layer_outputs import MODEL_INPUTS
 from consistentee.measures.metrics import Quality, measure, predictions
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, pooling_weights
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+from consistentee_ext.names import METRICS_OF, MULTI_LABEL
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Evaluation:
 
     Attributes:
         metrics: what ``consistentee evaluate --json`` writes: the `Quality` by accuracy (not in
-            regression) and by the task's metric, layers, seconds and the setup. Seconds are medians
-            of whole passes over the rows, without tokenisation.
-        predicted: ``[N]`` class, or number, of each row at its exit.
+            regression) and by the task's metric, of sets by all they have, layers, seconds and the
+            setup. Seconds are medians of whole passes over the rows, without tokenisation.
+        predicted: ``[N]`` class, number or set (C times 0 or 1) of each row at its exit.
         exit_layers: ``[N]``, 1-based.
         exit_scores: ``[N]``.
     """
@@ -119,24 +120,26 @@ def evaluate(
         },
         repeats,
     )
-    regression = model.config.regression
+    config = model.config
     exit_layers = _join(outputs, "exit_layers")
-    predicted = predictions(_join(outputs, "logits"), regression)
-    at_full_depth = predictions(full, regression)
+    predicted = predictions(_join(outputs, "logits"), config.problem_type)
+    at_full_depth = predictions(full, config.problem_type)
     mean_exit_layer = exit_layers.float().mean().item()
     histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
-    names = [model.config.metric] if regression else sorted({"accuracy", model.config.metric})
+    names = {config.metric} if config.regression else {"accuracy", config.metric}
+    if config.multi_label:
+        names.update(METRICS_OF[MULTI_LABEL])
     qualities = [
         Quality(
             name,
             measure(name, labels, predicted.tolist()),
             measure(name, labels, at_full_depth.tolist()),
         )
-        for name in names
+        for name in sorted(names)
     ]
     metrics = {
         **{name: value for quality in qualities for name, value in quality.figures().items()},
-        "metric": model.config.metric,
+        "metric": config.metric,
         "mean_exit_layer": mean_exit_layer,
         "num_layers": encoder.num_layers,
         "layer_ratio": encoder.num_layers / mean_exit_layer,

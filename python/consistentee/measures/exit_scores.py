@@ -11,24 +11,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from consistentee_ext.criteria import SCORES, Prediction
-from consistentee_ext.ops.reference import prediction_statistics
+from consistentee_ext.criteria import SCORES, Prediction, check_criterion
+from consistentee_ext.ops.prediction import answers, no_answers, prediction_statistics
 
 
-def prediction_features(exit_logits: Tensor) -> Tensor:
+def prediction_features(exit_logits: Tensor, multi_label: bool = False) -> Tensor:
     """`prediction_statistics` of each layer, ``[N, L, 5]``; agreement is with the layer before.
 
     Args:
         exit_logits: ``[N, L, C]``.
+        multi_label: whether labels are independent.
     """
-    none = torch.full((len(exit_logits),), -1, device=exit_logits.device)
-    labels = exit_logits.argmax(dim=-1)
-    before = [none, *labels.unbind(dim=1)]
+    before = [no_answers(exit_logits[:, 0], multi_label)]
+    before += answers(exit_logits, multi_label).unbind(dim=1)
     layers = zip(exit_logits.unbind(dim=1), before, strict=False)
-    return torch.stack([prediction_statistics(*layer) for layer in layers], dim=1)
+    return torch.stack([prediction_statistics(*layer, multi_label) for layer in layers], dim=1)
 
 
-def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> Tensor:
+def exit_scores(
+    criterion: str, exit_logits: Tensor, policy_logits: Tensor, multi_label: bool = False
+) -> Tensor:
     """The score of every row at every layer except the last, where all rows leave: ``[N, L-1]``.
 
     The formulas are `consistentee_ext.criteria.SCORES`, for a model with an exit on every layer.
@@ -37,8 +39,13 @@ def exit_scores(criterion: str, exit_logits: Tensor, policy_logits: Tensor) -> T
         criterion: one of `consistentee_ext.criteria.CRITERIA`.
         exit_logits: ``[N, L, C]``.
         policy_logits: ``[N, L-1]``.
+        multi_label: whether labels are independent.
+
+    Raises:
+        ValueError: a criterion that independent labels have not.
     """
-    statistics = prediction_features(exit_logits)[:, :-1]
+    check_criterion(criterion, multi_label)
+    statistics = prediction_features(exit_logits, multi_label)[:, :-1]
     prediction = Prediction(
         logits=exit_logits[:, :-1],
         statistics=statistics,
@@ -77,5 +84,8 @@ def leave_at(scores: Tensor, threshold: float) -> Tensor:
 
 
 def at_exit(values: Tensor, exit_layers: Tensor) -> Tensor:
-    """The value of each row at the layer it leaves at: ``[N, L]`` and ``[N]`` to ``[N]``."""
-    return values.gather(1, exit_layers[:, None] - 1)[:, 0]
+    """The value of each row at the layer it leaves at.
+
+    From ``[N, L, ...]`` and ``[N]`` to ``[N, ...]``.
+    """
+    return values[torch.arange(len(values), device=values.device), exit_layers - 1]

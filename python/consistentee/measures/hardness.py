@@ -5,18 +5,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from consistentee_ext.ops.prediction import answers
+
 
 def correct_layers(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
     """Where a layer's answer is right: ``[N, L]`` bool.
 
-    A class is right if it is the label; a number is right if its error is at most half a standard
-    deviation of the training labels.
+    A class is right if it is the label; a set of labels if it is the same set; a number if its
+    error is at most half a standard deviation of the training labels.
 
     Args:
         exit_logits: ``[N, L, C]``; C is 1 in regression.
-        labels: ``[N]``, int64 classes or floating numbers.
+        labels: ``[N]``, int64 classes or floating numbers; or ``[N, C]``, 1 for a label of the
+            row's set, else 0.
         label_std: of the training labels; regression only.
     """
+    if labels.dim() == 2:
+        return (answers(exit_logits, multi_label=True) == labels[:, None]).all(dim=-1)
     if labels.is_floating_point():
         return (exit_logits[..., 0] - labels[:, None]).abs() <= label_std / 2
     return exit_logits.argmax(dim=-1) == labels[:, None]

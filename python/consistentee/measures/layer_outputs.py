@@ -59,7 +59,7 @@ def exit_report(output: ConsistentEEOutput, labels: Tensor, config: Any) -> dict
 
     Args:
         output: from `exit_outputs`.
-        labels: ``[N]``.
+        labels: ``[N]``, of sets ``[N, C]``.
         config: the model's: criterion, threshold, metric.
 
     Returns:
@@ -68,8 +68,10 @@ def exit_report(output: ConsistentEEOutput, labels: Tensor, config: Any) -> dict
         ``mean_exit_layer`` and ``layer_ratio`` (L over it).
     """
     metric = config.metric
-    predicted = predictions(output.exit_logits, config.regression)
-    scores = exit_scores(config.criterion, output.exit_logits, output.policy_logits)
+    predicted = predictions(output.exit_logits, config.problem_type)
+    scores = exit_scores(
+        config.criterion, output.exit_logits, output.policy_logits, config.multi_label
+    )
     exits = leave_at(scores, config.threshold)
     layers = [measure(metric, labels.tolist(), layer.tolist()) for layer in predicted.unbind(1)]
     mean_exit_layer = exits.double().mean().item()

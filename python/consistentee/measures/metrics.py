@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
+from consistentee_ext.ops.prediction import answers
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -40,7 +43,8 @@ class Quality:
 def measure(metric: str, labels: Sequence[Any], predicted: Sequence[Any]) -> float:
     """The metric of N rows: accuracy and F1 in [0, 1], the correlations in [-1, 1].
 
-    The correlation of constant predictions is 0.
+    The correlation of constant predictions is 0. A set of labels, C numbers 0 or 1, is right as a
+    whole or wrong; the F1 of a label that no row has and none was given is 0.
     """
     # Imported here: models can be defined, and trained on a GPU machine, without these packages.
     from scipy.stats import spearmanr
@@ -50,10 +54,15 @@ def measure(metric: str, labels: Sequence[Any], predicted: Sequence[Any]) -> flo
         if np.ptp(np.asarray(predicted, dtype=float)) == 0.0:
             return 0.0
         return float(spearmanr(labels, predicted).statistic)
+    if metric in ("f1_micro", "f1_macro"):
+        average = metric.removeprefix("f1_")
+        return float(f1_score(labels, predicted, average=average, zero_division=0.0))
     measures = {"accuracy": accuracy_score, "f1": f1_score, "matthews": matthews_corrcoef}
     return float(measures[metric](labels, predicted))
 
 
-def predictions(logits: Tensor, regression: bool) -> Tensor:
-    """The class of the highest logit, or the number itself: ``[..., C]`` to ``[...]``."""
-    return logits[..., 0] if regression else logits.argmax(dim=-1)
+def predictions(logits: Tensor, problem_type: str | None) -> Tensor:
+    """A model's `answers`, or the number itself: ``[..., C]`` to ``[...]``; sets keep C."""
+    if problem_type == REGRESSION:
+        return logits[..., 0]
+    return answers(logits, problem_type == MULTI_LABEL)

@@ -7,19 +7,26 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 
 def exit_loss(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
     """The loss of each layer's answer, ``[B, L]``.
 
     Of a class ``CE_l = -log softmax(z_l)[y]``; of a number its squared error in units of the
-    labels' variance, ``((z_l - y) / std)^2``.
+    labels' variance, ``((z_l - y) / std)^2``; of a set of labels ``-log P_l(y)``, the sum over
+    labels of the binary cross-entropies.
 
     Args:
         exit_logits: z, ``[B, L, C]``; C is 1 in regression.
-        labels: y, ``[B]``, int64 classes or floating numbers.
+        labels: y, ``[B]``, int64 classes or floating numbers; or ``[B, C]`` floating, 1 for a label
+            of the row's set, else 0.
         label_std: std, of the training labels; regression only.
     """
+    if labels.dim() == 2:
+        targets = labels[:, None].to(exit_logits.dtype).expand_as(exit_logits)
+        losses = binary_cross_entropy_with_logits(exit_logits, targets, reduction="none")
+        return losses.sum(dim=-1)
     if labels.is_floating_point():
         return ((exit_logits[..., 0] - labels[:, None]) / label_std).square()
     log_probability = exit_logits.log_softmax(dim=-1)

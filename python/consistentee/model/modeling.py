@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import alpha_feature, build_exit_heads
+from consistentee_ext.ops.prediction import answers, no_answers
 
 
 @dataclass
@@ -23,7 +24,7 @@ class ConsistentEEOutput(ModelOutput):
     """What every layer says of B rows.
 
     Args:
-        loss: ``[]``, depth-weighted cross-entropy; None without labels.
+        loss: ``[]``, the depth-weighted loss; None without labels.
         logits: ``[B, C]``, the last layer's.
         states: ``[B, L, H]``, what classifiers and policies read.
         exit_logits: ``[B, L, C]``.
@@ -67,17 +68,14 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             config.policy_size,
             dropout=_dropout(config.backbone),
             adjustable=config.alpha_range is not None,
+            multi_label=config.multi_label,
         )
         self.post_init()
 
     @property
     def max_length(self) -> int:
         """The longest row, in tokens: ``max_tokens``, where the encoder has that many positions."""
-        positions = self.config.backbone.max_position_embeddings
-        embeddings = getattr(self.backbone.embeddings, "position_embeddings", None)
-        # RoBERTa and its kin count positions from the padding id on.
-        padding = getattr(embeddings, "padding_idx", None)
-        limit: int = positions if padding is None else positions - padding - 1
+        limit = max_length_of(self.backbone)
         return min(limit, self.config.max_tokens or limit)
 
     @classmethod
@@ -136,7 +134,8 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             input_ids: ``[B, S]`` int64.
             attention_mask: ``[B, S]``, 1 for a token, 0 for padding; all ones by default.
             token_type_ids: ``[B, S]`` int64, the segment of each token.
-            labels: ``[B]``, int64 classes or floating numbers; with them the output has a loss.
+            labels: ``[B]``, int64 classes or floating numbers, or ``[B, C]`` floating, 1 for a
+                label of the row's set; with them the output has a loss.
             pooled_states: ``[B, L, H]`` from `pooled_states`, in place of the three inputs.
             alpha: of an adjustable model, the price of a layer, a number or ``[B]``; default the
                 configuration's.
@@ -150,10 +149,11 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         states: list[Tensor] = []
         exit_logits: list[Tensor] = []
         policy_logits: list[Tensor] = []
-        previous_label = torch.full((rows,), -1, device=pooled_states.device)
+        multi_label = self.config.multi_label
+        previous = no_answers(pooled_states.new_zeros(rows, self.num_labels), multi_label)
         for head, pooled in zip(self.heads, pooled_states.unbind(dim=1), strict=True):
-            output = head(pooled, previous_label, feature)
-            previous_label = output.logits.argmax(dim=-1)
+            output = head(pooled, previous, feature)
+            previous = answers(output.logits, multi_label)
             states.append(output.state)
             exit_logits.append(output.logits)
             if output.policy_logits is not None:
@@ -194,6 +194,15 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         weights = pooling_weights(attention_mask, self.config.pooling).to(hidden_states[0].dtype)
         pooled = [torch.bmm(weights[:, None], hidden)[:, 0] for hidden in hidden_states]
         return torch.stack(pooled, dim=1)
+
+
+def max_length_of(encoder: Any) -> int:
+    """The longest row an encoder has positions for, in tokens."""
+    positions: int = encoder.config.max_position_embeddings
+    embeddings = getattr(encoder.embeddings, "position_embeddings", None)
+    # RoBERTa and its kin count positions from the padding id on.
+    padding = getattr(embeddings, "padding_idx", None)
+    return positions if padding is None else positions - padding - 1
 
 
 def _dropout(backbone: Any) -> float:

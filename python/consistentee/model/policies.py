@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from consistentee.model.modeling import (
@@ -12,6 +11,7 @@ from consistentee.model.modeling import (
     ConsistentEEOutput,
     stack_policies,
 )
+from consistentee_ext.ops.prediction import answers, no_answers
 
 
 class PolicyNetwork(nn.Module):
@@ -37,12 +37,12 @@ class PolicyNetwork(nn.Module):
         """
         feature = self._alpha_feature(len(states), alpha)
         policy_logits: list[Tensor] = []
-        previous_label = torch.full((len(states),), -1, device=states.device)
         heads: list[Any] = list(self.heads)
+        previous = no_answers(exit_logits[:, 0], heads[0].multi_label)
         layers = zip(states.unbind(dim=1), exit_logits.unbind(dim=1), strict=True)
         for head, (state, logits) in zip(heads, layers, strict=True):
-            decision = head.decide(state, logits, previous_label, feature)
-            previous_label = logits.argmax(dim=-1)
+            decision = head.decide(state, logits, previous, feature)
+            previous = answers(logits, head.multi_label)
             if decision is not None:
                 policy_logits.append(decision)
         return ConsistentEEOutput(

@@ -18,7 +18,7 @@ from transformers import DataCollatorWithPadding
 
 from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
-from consistentee.evaluation.checkpoints import encode_for, evaluate_checkpoint, needs_regression
+from consistentee.evaluation.checkpoints import encode_for, evaluate_checkpoint, problem_type_of
 from consistentee.evaluation.evaluate import (
     Evaluation,
     class_names,
@@ -34,6 +34,7 @@ from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.report.contents import ClassDepth, Example, Report, ScoreBin, Timing
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.criteria import PLAIN_CRITERIA
+from consistentee_ext.names import SINGLE_LABEL
 
 BINS = 10
 EXAMPLES = 8
@@ -66,8 +67,9 @@ def build_report(
         ValueError: the checkpoint is not a classifier or has no exits, or the comparison has other
             rows or layers.
     """
-    if needs_regression(checkpoint):
-        raise ValueError(f"checkpoint: expected a classifier, got a regression model: {checkpoint}")
+    problem_type = problem_type_of(checkpoint) or SINGLE_LABEL
+    if problem_type != SINGLE_LABEL:
+        raise ValueError(f"checkpoint: expected a classifier, got a {problem_type}: {checkpoint}")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, alpha=alpha)
     compared = None
     if comparison is not None:

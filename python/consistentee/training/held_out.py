@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 BoolArray = NDArray[np.bool_]
-Labels = Sequence[int] | Sequence[float]
+Labels = Sequence[int] | Sequence[float] | Sequence[Sequence[float]]
 
 
 def held_out_rows(labels: Labels, share: float, seed: int) -> BoolArray:
     """Choose the same share of each class at random: a boolean ``[N]``.
 
-    Floating labels are numbers, not classes; all their rows count as one class.
+    Numbers and sets are no classes: all rows of floating labels, or of labels ``[N, C]``, count as
+    one class.
 
     Raises:
         ValueError: no row would be held out, or every row of a class.
@@ -56,6 +57,6 @@ def fold_rows(labels: Labels, folds: int, seed: int) -> list[BoolArray]:
 
 def _rows_of_classes(labels: Labels) -> list[NDArray[np.intp]]:
     classes = np.asarray(labels)
-    if np.issubdtype(classes.dtype, np.floating):
+    if classes.ndim == 2 or np.issubdtype(classes.dtype, np.floating):
         return [np.arange(len(classes))]
     return [np.flatnonzero(classes == label) for label in np.unique(classes)]

@@ -7,15 +7,17 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerBase
 
 from consistentee.atomic_files import Json
 from consistentee.data.encode import encode
-from consistentee.data.tables import label_names
-from consistentee.model.modeling import finding_backbone
+from consistentee.data.labels import label_names
+from consistentee.model.modeling import finding_backbone, max_length_of
 from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import train
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +30,7 @@ def train_on_splits(
     splits: DatasetDict,
     output: str | os.PathLike[str],
     settings: TrainingSettings,
-    max_length: int = MAX_LENGTH,
+    max_length: int | None = None,
     **config: Unpack[ConfigFields],
 ) -> Json:
     """Train on the ``train`` and ``dev`` tables of `load_splits`; return the training log.
@@ -38,7 +40,8 @@ def train_on_splits(
         splits: tables of text and labels.
         output: the checkpoint folder to make.
         settings: how to train.
-        max_length: rows are truncated to so many tokens, or to the backbone's limit if lower.
+        max_length: rows are truncated to so many tokens, here and by all that reads the checkpoint;
+            default `MAX_LENGTH`, or the backbone's positions if it has fewer.
         config: fields of `ConsistentEEConfig`.
     """
     data = prepare(backbone, splits, max_length, config)
@@ -62,29 +65,40 @@ class Prepared:
 def prepare(
     backbone: str | os.PathLike[str],
     splits: DatasetDict,
-    max_length: int,
+    max_length: int | None,
     config: ConfigFields,
 ) -> Prepared:
     """Token ids and labels of each split; the arguments are those of `train_on_splits`.
 
     Raises:
-        ValueError: the backbone or its tokenizer cannot be loaded, or a class has only one row.
+        ValueError: the backbone or its tokenizer cannot be loaded, `max_length` is above its
+            positions, or a class has only one row.
     """
     with finding_backbone(backbone, "a folder or hub name of an encoder with its tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(backbone, trust_remote_code=False)
-        positions = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
-    max_length = min(max_length, getattr(positions, "max_position_embeddings", max_length))
-    regression = config.get("problem_type") == "regression"
-    names = None if regression else label_names(splits["train"])
+        encoder_config = AutoConfig.from_pretrained(backbone, trust_remote_code=False)
+        with torch.device("meta"):
+            positions = max_length_of(AutoModel.from_config(encoder_config))
+    if max_length is None:
+        max_length = min(MAX_LENGTH, positions)
+    if max_length > positions:
+        raise ValueError(
+            f"max_length: expected at most {positions}, the encoder's number of positions, "
+            f"got {max_length}"
+        )
+    tokenizer.model_max_length = max_length  # saved with the checkpoint, for its other readers
+    problem_type = config.get("problem_type")
+    names = None if problem_type == REGRESSION else label_names(splits["train"])
     data = {
-        name: encode(table, tokenizer, max_length, names, regression)
+        name: encode(table, tokenizer, max_length, names, problem_type)
         for name, table in splits.items()
     }
     found: ConfigFields = {"max_tokens": max_length}
     if names is None:
         found["num_labels"] = 1
     else:
-        _check_classes(splits["train"])
+        if problem_type != MULTI_LABEL:
+            _check_classes(splits["train"])
         found["id2label"] = dict(enumerate(names))
         found["label2id"] = {name: index for index, name in enumerate(names)}
     test = data.get("test", data["dev"])

@@ -16,7 +16,7 @@ def best_temperatures(exit_logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         exit_logits: z, ``[N, L, C]``, of rows the classifiers were not trained on.
-        labels: y, ``[N]`` int64.
+        labels: y, ``[N]`` int64, of sets ``[N, C]``.
     """
     grid = torch.logspace(-2, 3, 101, base=2, device=exit_logits.device)
     losses = [exit_loss(exit_logits / t, labels).mean(dim=0) for t in grid]

@@ -36,6 +36,7 @@ from consistentee.training.phases import Phases
 from consistentee.training.run_folder import RunFolder
 from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.trunks import plan_trunks
+from consistentee_ext.names import REGRESSION
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -63,8 +64,8 @@ def train(
     Args:
         backbone: a pretrained encoder: a Hugging Face folder or hub name, safetensors weights.
         train_data: columns ``input_ids``, ``attention_mask``, ``token_type_ids`` where the encoder
-            has segments, ``labels`` (0..C-1 or, in regression, floating numbers), and ``length`` in
-            tokens; see `consistentee.data.encode.encode`.
+            has segments, ``labels`` (0..C-1; in regression floating numbers; of sets C numbers, 1.0
+            or 0.0), and ``length`` in tokens; see `consistentee.data.encode.encode`.
         dev_data: like `train_data`; measured after each phase, never trained on.
         output: the folder to make: config.json, model.safetensors, the tokenizer and
             training_log.json. It appears at the end, complete; until then checkpoints and results
@@ -145,7 +146,7 @@ def open_run(
     result.
     """
     trunks = plan_trunks(train_data["labels"], settings.held_out, settings.folds, settings.seed)
-    if config.get("problem_type") == "regression":
+    if config.get("problem_type") == REGRESSION:
         config = {**config, "label_std": float(np.std(train_data["labels"]))}
     elif "policy_input" not in config:
         few = sum(trunk.unseen.sum() for trunk in trunks) < MIN_STATE_ROWS
@@ -172,7 +173,7 @@ def without_policies(config: ConfigFields) -> ConfigFields:
     Its policies read predictions, where they can, because these are the smallest.
     """
     kept = {name: value for name, value in config.items() if name not in POLICY_FIELDS}
-    if config.get("problem_type") != "regression":
+    if config.get("problem_type") != REGRESSION:
         kept["policy_input"] = "prediction"
     return cast(ConfigFields, kept)
 
@@ -202,6 +203,12 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
     if model.config.regression:
         if not np.isfinite(labels).all():
             raise ValueError(f"{name}: expected finite numbers as labels, got NaN or infinity")
+    elif model.config.multi_label:
+        if labels.shape != (len(data), classes) or not np.isin(labels, (0, 1)).all():
+            raise ValueError(
+                f"{name}: expected {classes} numbers 0 or 1 as the labels of a row, got numbers in "
+                f"{labels.min()}..{labels.max()} of shape {labels.shape}"
+            )
     elif labels.min() < 0 or labels.max() >= classes:
         raise ValueError(
             f"{name}: expected labels in 0..{classes - 1}, got {labels.min()}..{labels.max()}"
