@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Set
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedConfig
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedConfig,
+)
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
@@ -55,6 +63,34 @@ def load_checkpoint(source: Source) -> nn.Module:
     """
     name_or_path = source.name_or_path
     fields, _ = PreTrainedConfig.get_config_dict(name_or_path, **source.options())
+    if not isinstance(fields.get("id2label", {}), dict):
+        raise ValueError(
+            f"{name_or_path}: config.json: id2label: expected an object from number to name, got "
+            f"{type(fields['id2label']).__name__}"
+        )
+    _check_format(source)
+    try:
+        return _load(source, fields)
+    except SafetensorError as error:
+        raise ValueError(
+            f"{name_or_path}: expected weights in safetensors, got a file that is cut short, or a "
+            f"pointer to one: {error}"
+        ) from error
+
+
+def _check_format(source: Source) -> None:
+    """Raise OSError, with the cure, where a local folder has its weights in a pickle alone."""
+    folder = Path(source.name_or_path) / source.subfolder
+    if (folder / "pytorch_model.bin").is_file() and not list(folder.glob("*.safetensors")):
+        raise OSError(
+            f"{folder}: expected model.safetensors, got pytorch_model.bin, which can run code when "
+            "it is loaded; if you trust it, AutoModelForSequenceClassification.from_pretrained "
+            "and then save_pretrained writes the other"
+        )
+
+
+def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
+    name_or_path = source.name_or_path
     model_type = fields.get("model_type")
     if model_type in FAMILIES:
         return _load_classifier(source)
@@ -85,6 +121,27 @@ def load_checkpoint(source: Source) -> nn.Module:
     )
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer beside a model.
+
+    Raises:
+        OSError: there is none.
+        ValueError: it cannot be read.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(
+            source.name_or_path, trust_remote_code=False, **source.options()
+        )
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # the library raises no narrower one for a file it cannot read
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{source.name_or_path}: expected a tokenizer that tokenizers "
+            f"{version('tokenizers')} reads, got one that it does not: {reason}"
+        ) from error
 
 
 def _read_weights(file: str) -> dict[str, Tensor]:

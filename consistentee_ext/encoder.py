@@ -12,11 +12,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
-from transformers import AutoTokenizer
 from typing_extensions import override
 
 from consistentee_ext.backend import availability, select_backend
-from consistentee_ext.checkpoint import load_checkpoint
+from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
 from consistentee_ext.drop_in import DropIn
 from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
@@ -39,7 +38,7 @@ from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.placement import dense, place
 from consistentee_ext.source import Source
-from consistentee_ext.tokens import pack_rows, token_budget_batches, token_windows
+from consistentee_ext.tokens import check_ids, pack_rows, token_budget_batches, token_windows
 
 
 class FastEarlyExitEncoder(DropIn):
@@ -54,8 +53,8 @@ class FastEarlyExitEncoder(DropIn):
         model: a `ConsistentEEForSequenceClassification`, or a Hugging Face sequence classifier of
             a family in `consistentee_ext.families`, which has no exit heads and runs at full depth.
             It is read, never changed.
-        dtype: float32, bfloat16 or float16; default the model's, or float32 on a processor that
-            multiplies the model's slowly. Decisions and logits are float32.
+        dtype: float32, bfloat16 or float16; default the model's, or float32 for a float64 one and
+            on a processor that multiplies the model's slowly. Decisions and logits are float32.
         device: default the model's.
         backend: one of ``cuda``, ``triton``, ``cpu``, ``torch``; default the first that can run,
             or ``CONSISTENTEE_BACKEND``.
@@ -183,9 +182,7 @@ class FastEarlyExitEncoder(DropIn):
         options["_consume"] = True
         encoder = cls(model, dtype=dtype, device=device, backend=backend, **options)
         if encoder.tokenizer is None:
-            encoder.tokenizer = AutoTokenizer.from_pretrained(
-                name_or_path, trust_remote_code=False, **source.options()
-            )
+            encoder.tokenizer = load_tokenizer(source)
         return encoder
 
     @property
@@ -349,6 +346,7 @@ class FastEarlyExitEncoder(DropIn):
         threads_start()
         with torch.inference_mode(), tqdm(total=len(texts), disable=not show_progress_bar) as bar:
             for first, rows in windows:
+                check_ids(rows, first, self._limits.vocab_size)
                 lengths = [len(ids) for ids in rows.ids]
                 for batch in token_budget_batches(lengths, batch_tokens):
                     inputs = pack_rows(rows, batch, padding_id, first)
@@ -371,10 +369,11 @@ def _choose_dtype(
     asked: torch.dtype | None, weights: torch.dtype, device: torch.device
 ) -> torch.dtype:
     """The dtype asked for, else that of the weights unless the processor is slow in it."""
+    if asked is None and weights == torch.float64:
+        return torch.float32  # no kernel here computes the other
     dtype = asked or weights
     if dtype not in FLOAT_DTYPES:
-        got = asked or f"a model in {weights}; name one"
-        raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {got}")
+        raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
     if asked is not None or device.type != "cpu" or is_fast(dtype):
         return dtype
     warnings.warn(

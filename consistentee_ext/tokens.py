@@ -64,6 +64,16 @@ def _windows(
         yield first, TokenRows(ids, types)
 
 
+def check_ids(rows: TokenRows, first: int, vocab_size: int) -> None:
+    """Raise ValueError where a tokenizer gives an id that the model has no embedding of."""
+    for row, ids in enumerate(rows.ids, start=first):
+        if max(ids, default=0) >= vocab_size:
+            raise ValueError(
+                f"tokenizer: expected ids below {vocab_size}, the model's embeddings, got "
+                f"{max(ids)} in row {row}"
+            )
+
+
 def pack_rows(
     rows: TokenRows, chosen: Sequence[int], padding_id: int | None, first: int = 0
 ) -> PackedInputs:
