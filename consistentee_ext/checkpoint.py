@@ -104,7 +104,8 @@ def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
         if name not in fields:
             raise ValueError(f"{name_or_path}: config.json has no field {name!r}")
     with torch.device("meta"):  # the file brings the weights; no second copy, none at random
-        model = EarlyExitModel(ConsistentEEConfig.from_dict(fields))
+        config = ConsistentEEConfig.from_dict(fields, name_or_path=str(name_or_path))
+        model = EarlyExitModel(config)
     file = cached_file(name_or_path, "model.safetensors", **source.options())
     assert file is not None  # a missing file raises
     weights = _read_weights(file)

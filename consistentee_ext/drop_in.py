@@ -34,6 +34,8 @@ class DropIn(nn.Module):
         super().__init__()
         super().train(False)
         self.config = copy.deepcopy(config)
+        # A checkpoint that asks for states is taken, and says that they are not given.
+        self.config.output_hidden_states = self.config.output_attentions = False
         ignored = getattr(config, "keys_to_ignore_at_inference", None) or []
         self.config.keys_to_ignore_at_inference = [*ignored, "exit_layers", "exit_scores"]
         self.dtype = dtype
@@ -58,10 +60,18 @@ class DropIn(nn.Module):
         """Where the model came from."""
         return str(self.config.name_or_path)
 
-    def loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+    def loss(self, labels: object, logits: Tensor) -> Tensor:
         """The loss of the Hugging Face model, by ``config.problem_type``: mean squared error,
         cross-entropy, or binary cross-entropy.
         """
+        if not isinstance(labels, Tensor):
+            raise TypeError(f"labels: expected a tensor, got {type(labels).__name__}")
+        if labels.numel() != len(logits) and labels.shape != logits.shape:
+            raise ValueError(
+                f"labels: expected shape ({len(logits)},) or {tuple(logits.shape)}, "
+                f"got {tuple(labels.shape)}"
+            )
+        labels = labels.to(logits.device)
         config = copy.copy(self.config)  # a problem_type that it guesses is written there
         loss: Tensor = ForSequenceClassificationLoss(labels, logits, config)
         return loss
@@ -77,6 +87,11 @@ class DropIn(nn.Module):
     def state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise RuntimeError: weights are laid out for inference."""
         raise RuntimeError("state_dict: not kept; save the model this one was made of, or pickle")
+
+    @override
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raise RuntimeError: weights are laid out for inference."""
+        raise RuntimeError("load_state_dict: weights are packed; load them into the model first")
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raise RuntimeError: weights are laid out for inference."""

@@ -28,6 +28,10 @@ class EarlyExitOutput(SequenceClassifierOutput):
     exit_scores: Tensor = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        first: object = self.loss
+        if isinstance(first, dict):  # all the fields, as accelerate gives them under autocast
+            super().__post_init__()
+            return
         # The base class's own would look into every field for what it holds: at batch 1 that takes
         # 1% of the call.
         if self.loss is not None:

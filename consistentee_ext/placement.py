@@ -1,7 +1,8 @@
-"""Weights as plain tensors, to be copied, pickled or moved, and laid out again where they run."""
+"""Where weights live and in which dtype."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar, cast
@@ -9,43 +10,21 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from consistentee_ext.ops.onednn import prepack
+from consistentee_ext.ops.checks import FLOAT_DTYPES
+from consistentee_ext.ops.onednn import dense, is_fast, prepack
 from consistentee_ext.weights import LinearWeights
 
 Part = TypeVar("Part")
 
 
-def dense(part: Part) -> Part:
-    """A stack or exits whose products are plain matrices."""
-
-    def unpack(linear: LinearWeights) -> LinearWeights:
-        weight = linear.weight.to_dense() if linear.prepacked else linear.weight
-        return LinearWeights(weight, linear.bias, linear.activation)
-
-    return _map(part, unpack, lambda tensor: tensor)
-
-
 def place(part: Part, device: torch.device) -> Part:
-    """What `dense` gives, on a device and laid out for it."""
-
-    def pack(linear: LinearWeights) -> LinearWeights:
-        return prepack(linear.weight.to(device), linear.bias.to(device), linear.activation)
-
-    return _map(part, pack, lambda tensor: tensor.to(device))
-
-
-def _map(
-    part: Part,
-    linear: Callable[[LinearWeights], LinearWeights],
-    tensor: Callable[[Tensor], Tensor],
-) -> Part:
-    """`part` with its weights replaced, through dataclasses, named tuples, tuples and mappings."""
+    """A stack or exits on a device, through dataclasses, named tuples, tuples and mappings."""
 
     def inner(value: object) -> object:
         if isinstance(value, LinearWeights):
-            return linear(value)
+            return prepack(dense(value).to(device), value.bias.to(device), value.activation)
         if isinstance(value, Tensor):
-            return tensor(value)
+            return value.to(device)
         if isinstance(value, tuple):
             make: Callable[..., object] = getattr(type(value), "_make", tuple)  # a named one
             return make(map(inner, value))
@@ -57,3 +36,41 @@ def _map(
         return value
 
     return cast(Part, inner(part))
+
+
+def choose_dtype(
+    asked: torch.dtype | str | None, weights: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """The dtype asked for, where ``"auto"`` is that of the weights, as is the default unless the
+    processor is slow in it.
+    """
+    if isinstance(asked, str):
+        named = {str(known).removeprefix("torch."): known for known in FLOAT_DTYPES}
+        named["auto"] = weights
+        if asked not in named:
+            raise ValueError(f"dtype: expected one of {', '.join(named)}, got {asked!r}")
+        asked = named[asked]
+    if asked is None and weights == torch.float64:
+        return torch.float32  # no kernel here computes the other
+    dtype = asked or weights
+    if dtype not in FLOAT_DTYPES:
+        raise ValueError(f"dtype: expected one of {FLOAT_DTYPES}, got {dtype}")
+    if asked is not None or device.type != "cpu" or is_fast(dtype):
+        return dtype
+    warnings.warn(
+        f"dtype: the model is in {dtype}, which this processor multiplies slowly; it runs in "
+        f"float32. dtype={dtype} keeps it.",
+        stacklevel=3,
+    )
+    return torch.float32
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """The device, with its number; raises ValueError where torch cannot use it."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # no such device, or torch not built for it
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"device: expected one that torch can use here, got {device}: {reason}"
+        ) from None

@@ -172,6 +172,24 @@ class Exits:
         }
 
 
+def choose_exits(
+    by_layer: Mapping[int, Exit],
+    config: Any,
+    exit_layers: Sequence[int] | None,
+    criterion: str | None,
+    threshold: float | Sequence[float] | Mapping[int, float] | None,
+) -> Exits:
+    """The exits of a model that are asked for; None is what its configuration says."""
+    layers = choose_exit_layers(list(by_layer), exit_layers)
+    by_layer = {layer: by_layer[layer] for layer in layers}
+    if criterion is None:
+        criterion = getattr(config, "criterion", "confidence")
+    if threshold is None:
+        threshold = getattr(config, "threshold", 0.5)
+    thresholds = resolve_thresholds(threshold, layers[:-1])
+    return Exits(by_layer, check_exit_criterion(criterion, by_layer), thresholds)
+
+
 def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -> tuple[int, ...]:
     """The layers at which rows may leave, ascending; the last layer is always one of them."""
     last = max(available)

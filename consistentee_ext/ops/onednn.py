@@ -5,9 +5,13 @@ csrc/cpu/linear/onednn.cpp calls the same product.
 
 from __future__ import annotations
 
+import copyreg
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from consistentee_ext.forks import without_threads
 from consistentee_ext.weights import LinearWeights
 
 # In float32 torch's own CPU product does not use AVX-512 on every processor that has it; oneDNN
@@ -45,6 +49,32 @@ def prepack(weight: Tensor, bias: Tensor, activation: str | None = None) -> Line
         return LinearWeights(weight, bias, activation)
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return LinearWeights(laid_out, bias, activation, prepacked=True)
+
+
+def dense(weights: LinearWeights) -> Tensor:
+    """``weight [O, I]`` as it was before it was laid out."""
+    return weights.weight.to_dense() if weights.prepacked else weights.weight
+
+
+@without_threads()
+def _reduce(weights: LinearWeights) -> tuple[Any, ...]:
+    """What pickle and copy make the weights of again: what is laid out has no storage to copy.
+
+    The bytes, as an array: a spawned process would be handed torch's own storage by file
+    descriptor, and this one is freed before the process starts.
+    """
+    if not weights.prepacked:
+        return LinearWeights, tuple(weights)
+    raw = dense(weights).view(torch.uint8).numpy()
+    return _prepack_bytes, (raw, weights.weight.dtype, weights.bias, weights.activation)
+
+
+@without_threads()
+def _prepack_bytes(raw: Any, dtype: torch.dtype, bias: Tensor, *rest: Any) -> LinearWeights:
+    return prepack(torch.from_numpy(raw).view(dtype).to(bias.device), bias, *rest)
+
+
+copyreg.pickle(LinearWeights, _reduce)
 
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.letters import tokenizer
 from support.models import random_batch, tiny_classifier, tiny_model
 from transformers import ElectraConfig
 
@@ -145,3 +147,27 @@ def test_missing_folder(tmp_path: Path) -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with pytest.raises(OSError, match="nowhere"):
         load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("make", [tiny_model, tiny_classifier])
+def test_the_hub_is_asked_as_transformers_does(make: Callable[..., Any], tmp_path: Path) -> None:
+    """A cache as the hub's client leaves it: two revisions of one model, each in a subfolder."""
+    inputs = random_batch([3, 19, 7])
+    for revision, seed in (("main", 1), ("v2", 2)):
+        cached = tmp_path / "models--owner--name"
+        (cached / "refs").mkdir(parents=True, exist_ok=True)
+        (cached / "refs" / revision).write_text(f"{seed:040}")
+        folder = cached / "snapshots" / f"{seed:040}" / "final"
+        make(seed=seed).save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+    options: dict[str, Any] = {"cache_dir": tmp_path, "local_files_only": True}
+    for revision, seed in (("main", 1), ("v2", 2)):
+        found = FastEarlyExitEncoder.from_pretrained(
+            "owner/name", revision=revision, subfolder="final", token=False, **options
+        )
+        expected = FastEarlyExitEncoder(make(seed=seed))(**inputs)
+        assert torch.equal(found(**inputs).logits, expected.logits)
+        assert found.tokenizer.get_vocab() == tokenizer().get_vocab()
+        assert found.name_or_path == "owner/name"
+    with pytest.raises(OSError, match="cached files"):
+        FastEarlyExitEncoder.from_pretrained("owner/name", **options)

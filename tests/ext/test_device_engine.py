@@ -80,7 +80,9 @@ class HostWaits(TorchFunctionMode):
 def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     fake = Device()
     monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: fake)
-    monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
+    monkeypatch.setattr(
+        "consistentee_ext.packed_module.select_backend", lambda device, backend: "cuda"
+    )
     read = Counts.read
 
     def count(self: Counts, number: int) -> tuple[int, int]:

@@ -250,6 +250,9 @@ def test_what_callers_read() -> None:
         (lambda e: e.to(torch.bfloat16), r"dtype: expected torch.float32, got torch.bfloat16"),
         (lambda e: e.save_pretrained("x"), "save_pretrained: not kept"),
         (lambda e: e.state_dict(), "state_dict: not kept"),
+        (lambda e: e.load_state_dict({}), "load_state_dict: weights are packed"),
+        (lambda e: e(**BATCH, labels=torch.zeros(3).long()), r"labels: expected shape \(4,\) or"),
+        (lambda e: e(**BATCH, labels=[0, 1, 2, 1]), "labels: expected a tensor, got list"),
         (lambda e: e.generate(), "generate: this is a classifier"),
         (lambda e: e.get_input_embeddings(), "get_input_embeddings: not kept"),
         (lambda e: e(**BATCH, output_hidden_states=True), "output_hidden_states: expected False"),
@@ -265,6 +268,15 @@ def test_what_it_cannot_give_is_refused_in_one_line(call: Any, message: str) -> 
     with pytest.raises((RuntimeError, ValueError, TypeError), match=message) as error:
         call(FastEarlyExitEncoder(classifier()))
     assert "\n" not in str(error.value)
+
+
+def test_states_that_a_checkpoint_asks_for_are_left_out() -> None:
+    model = classifier()
+    model.config.output_hidden_states = True
+    encoder = FastEarlyExitEncoder(model)
+    assert list(encoder(**BATCH)) == ["logits", "exit_layers", "exit_scores"]
+    assert encoder.config.output_hidden_states is False
+    assert model.config.output_hidden_states is True
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -320,10 +332,21 @@ def answer(encoder: FastEarlyExitEncoder, batch: dict[str, Tensor]) -> list[list
 
 @pytest.mark.slow
 def test_a_spawned_process() -> None:
-    encoder = FastEarlyExitEncoder(classifier())
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply_async(answer, (encoder, BATCH)).get(timeout=120)
-    assert found == answer(encoder, BATCH)
+    """A task of a pool, and an argument of a process, whose tensors torch shares by descriptors."""
+    encoder, spawn = FastEarlyExitEncoder(classifier()), multiprocessing.get_context("spawn")
+    expected = answer(encoder, BATCH)
+    with spawn.Pool(1) as pool:
+        assert pool.apply_async(answer, (encoder, BATCH)).get(timeout=120) == expected
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=send_answer, args=(encoder, BATCH, theirs))
+    process.start()
+    assert ours.poll(120)
+    assert ours.recv() == expected
+    process.join()
+
+
+def send_answer(encoder: FastEarlyExitEncoder, batch: dict[str, Tensor], pipe: Any) -> None:
+    pipe.send(answer(encoder, batch))
 
 
 def test_to_another_device_lays_the_weights_out_there() -> None:
@@ -338,12 +361,14 @@ def test_to_another_device_lays_the_weights_out_there() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_16_bits_where_they_are_slow(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    monkeypatch.setattr("consistentee_ext.encoder.is_fast", lambda dtype: dtype == torch.float32)
+    monkeypatch.setattr("consistentee_ext.placement.is_fast", lambda dtype: dtype == torch.float32)
     model = classifier().to(dtype)
     with pytest.warns(UserWarning, match=f"dtype: the model is in {dtype}, .* runs in float32"):
         encoder = FastEarlyExitEncoder(model)
     assert encoder.dtype == torch.float32
     assert FastEarlyExitEncoder(model, dtype=dtype).dtype == dtype
+    for name in ("auto", str(dtype).removeprefix("torch.")):
+        assert FastEarlyExitEncoder(model, dtype=name).dtype == dtype
     with torch.no_grad():
         expected = model.float()(**BATCH).logits
     torch.testing.assert_close(encoder(**BATCH).logits, expected, atol=1e-5, rtol=1e-5)

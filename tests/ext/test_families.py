@@ -111,11 +111,34 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
 
 
 @each_case
+def test_padding_on_the_left_changes_no_answer(case: str, backend: str) -> None:
+    """What the Hugging Face model gives of each row alone, without padding."""
+    model, batch = classifier(case), batch_of(case, LENGTHS)
+    batch["attention_mask"][:] = torch.arange(30) < torch.tensor(LENGTHS)[:, None]
+    lengths = batch["attention_mask"].sum(dim=1)
+    left = {
+        name: torch.stack([row.roll(-int(n)) for row, n in zip(rows, lengths, strict=True)])
+        for name, rows in batch.items()
+    }
+    expected = []
+    with torch.no_grad():
+        for row, n in enumerate(lengths):
+            alone = {name: rows[row : row + 1, : int(n)] for name, rows in batch.items()}
+            expected.append(model(**alone).logits)
+    assert left["attention_mask"][:, -1].all()
+    found = FastEarlyExitEncoder(model, backend=backend)(**left).logits
+    wanted = torch.cat(expected)
+    assert (found - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+
+
+@each_case
 def test_logits_are_the_same_on_the_path_of_a_device(
     case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: Device())
-    monkeypatch.setattr("consistentee_ext.encoder.select_backend", lambda device, backend: "cuda")
+    monkeypatch.setattr(
+        "consistentee_ext.packed_module.select_backend", lambda device, backend: "cuda"
+    )
     model, batch = classifier(case), batch_of(case, LENGTHS)
     with torch.no_grad():
         expected = model(**batch).logits

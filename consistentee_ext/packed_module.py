@@ -1,0 +1,132 @@
+"""A module that runs an engine: when its rows leave, where its weights are, what its copies are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from typing_extensions import override
+
+from consistentee_ext.backend import availability, select_backend
+from consistentee_ext.drop_in import DropIn
+from consistentee_ext.engines import choose_engine
+from consistentee_ext.engines.device import SYNC
+from consistentee_ext.exits.exits import Exits, check_exit_criterion, resolve_thresholds
+from consistentee_ext.exits.head import alpha_feature, check_alpha
+from consistentee_ext.forks import without_threads
+from consistentee_ext.layers import Stack
+from consistentee_ext.placement import place
+
+
+class PackedModule(DropIn):
+    """A stack and its exits on an engine; `FastEarlyExitEncoder` says what the arguments are."""
+
+    def __init__(
+        self,
+        config: Any,
+        stack: Stack,
+        exits: Exits,
+        backend: str | None,
+        alpha: float | None,
+        sync: str,
+    ) -> None:
+        words = stack.embedding.words
+        super().__init__(config, words.dtype, words.device)
+        self.backend = select_backend(self.device, backend)
+        if sync not in SYNC:
+            raise ValueError(f"sync: expected one of {SYNC}, got {sync!r}")
+        self._sync = sync
+        self.exit_layers = exits.layers
+        self._engine = choose_engine(stack, exits, self.backend, sync)
+        self._limits = stack.embedding.limits
+        self._alpha: float | None = None
+        if alpha is None and getattr(config, "alpha_range", None) is not None:
+            alpha = config.alpha
+        if alpha is not None:
+            self.alpha = alpha
+
+    @property
+    def num_layers(self) -> int:
+        """L, the layers of the full model."""
+        return self._engine.stack.num_layers
+
+    @property
+    def max_positions(self) -> int:
+        """The longest row the model takes, in tokens."""
+        return self._limits.max_length
+
+    @property
+    def threshold(self) -> float | dict[int, float]:
+        """The score above which a row leaves, in (0, 1]: lower is faster, 1 is full depth.
+
+        Set a number, a sequence with one for each early exit layer, or a mapping from layer to
+        number; it holds from the next call on. Reads as a number where all layers share it.
+        """
+        by_layer = self._engine.exits.threshold_by_layer
+        values = set(by_layer.values())
+        if not values:
+            return 1.0
+        return values.pop() if len(values) == 1 else dict(by_layer)
+
+    @threshold.setter
+    def threshold(self, value: float | Sequence[float] | Mapping[int, float]) -> None:
+        by_layer = resolve_thresholds(value, self.exit_layers[:-1])
+        self._set_exits(threshold_by_layer=by_layer)
+
+    @property
+    def criterion(self) -> str:
+        """The exit criterion, one of `consistentee_ext.criteria.CRITERIA`.
+
+        Set another one; it holds from the next call on.
+        """
+        return self._engine.exits.criterion
+
+    @criterion.setter
+    def criterion(self, value: str) -> None:
+        self._set_exits(criterion=check_exit_criterion(value, self._engine.exits.by_layer))
+
+    @property
+    def alpha(self) -> float | None:
+        """The price of a layer that the policies of an adjustable model go by: higher is faster.
+
+        Set a number in the model's ``alpha_range``; it holds from the next call on. None for a
+        model that was trained for one price.
+        """
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, value: float) -> None:
+        self._alpha = check_alpha(value, getattr(self.config, "alpha_range", None))
+        feature = alpha_feature(self._alpha, self.config.alpha_range).item()
+        by_layer = self._engine.exits.by_layer
+        self._set_exits(by_layer={layer: e.at_alpha(feature) for layer, e in by_layer.items()})
+
+    def __getstate__(self) -> dict[str, Any]:
+        engine = self._engine
+        # The engine may lie in C++: it is made again where its weights arrive.
+        return self.__dict__ | {"_engine": (engine.stack, engine.exits)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.device = self.probe.device  # `torch.load` may have moved what it loaded
+        self._start_engine(*state["_engine"])
+
+    @override
+    def _move(self, device: torch.device) -> None:
+        self.device = device
+        engine = self._engine
+        with without_threads():
+            placed = place(engine.stack, device), place(engine.exits, device)
+        self._start_engine(*placed)
+
+    def _start_engine(self, stack: Stack, exits: Exits) -> None:
+        """By the backend there was, if it can run here."""
+        if not availability(self.backend, self.device).usable:
+            self.backend = select_backend(self.device)
+        self._engine = choose_engine(stack, exits, self.backend, self._sync)
+
+    def _set_exits(self, **changes: Any) -> None:
+        # One assignment: a pass under way in another thread keeps the engine it began with.
+        self._engine = self._engine.with_exits(replace(self._engine.exits, **changes))
