@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
 from consistentee_ext.exits.exits import choose_exits, model_exits
@@ -21,8 +21,16 @@ from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.packed_module import PackedModule
 from consistentee_ext.placement import choose_dtype, usable_device
+from consistentee_ext.progress import progress_bar
 from consistentee_ext.source import Source
-from consistentee_ext.tokens import check_ids, pack_rows, token_budget_batches, token_windows
+from consistentee_ext.tokens import (
+    TokenRows,
+    check_budget,
+    check_ids,
+    pack_rows,
+    token_budget_batches,
+    token_windows,
+)
 
 
 class FastEarlyExitEncoder(PackedModule):
@@ -201,8 +209,6 @@ class FastEarlyExitEncoder(PackedModule):
     ) -> EarlyExitOutput:
         """Classify any number of texts, or pairs of texts, in batches of like length.
 
-        Some thousand rows are tokenized at a time, so that memory does not grow with their number.
-
         Args:
             texts: N strings, or N pairs of strings; longer ones are cut at the position limit, or
                 at the tokens a checkpoint was trained with.
@@ -210,27 +216,63 @@ class FastEarlyExitEncoder(PackedModule):
             batch_tokens: tokens a batch holds at most.
             show_progress_bar: on stderr.
         """
+        windows = self.predict_windows(texts, tokenizer, batch_tokens, show_progress_bar)
+        classes = self._engine.exits.num_classes
+        nothing = EarlyExitOutput.of(ExitResults.empty(0, classes, self.device))
+        parts = [nothing, *windows]
+        return EarlyExitOutput(
+            logits=torch.cat([part.logits for part in parts]),
+            exit_layers=torch.cat([part.exit_layers for part in parts]),
+            exit_scores=torch.cat([part.exit_scores for part in parts]),
+        )
+
+    def predict_windows(
+        self,
+        texts: Sequence[str] | Sequence[tuple[str, str]],
+        tokenizer: Any = None,
+        batch_tokens: int = 2048,
+        show_progress_bar: bool = False,
+        first_row: int = 0,
+    ) -> Generator[EarlyExitOutput]:
+        """As `predict`, some thousand rows at a time, in their order: each is tokenized when it is
+        asked for, so that memory does not grow with N.
+
+        Args:
+            texts: as in `predict`.
+            tokenizer: as in `predict`.
+            batch_tokens: as in `predict`.
+            show_progress_bar: as in `predict`.
+            first_row: rows before it are left out.
+        """
         tokenizer = tokenizer or self.tokenizer
         if tokenizer is None:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
+        check_budget(batch_tokens)
         longest = min(self.max_positions, getattr(self.config, "max_tokens", None) or sys.maxsize)
-        windows = token_windows(texts, tokenizer, longest)
-        engine, padding_id = self._engine, self._limits.padding_id
-        results = ExitResults.empty(len(texts), engine.exits.num_classes, self.device)
+        windows = token_windows(texts, tokenizer, longest, first_row)
+        bar = progress_bar(len(texts), "predict", "row", show_progress_bar, first_row)
+        return self._predict(windows, batch_tokens, bar)
+
+    def _predict(
+        self, windows: Iterator[tuple[int, TokenRows]], batch_tokens: int, bar: tqdm[Any]
+    ) -> Generator[EarlyExitOutput]:
+        padding_id = self._limits.padding_id
         threads_start()
-        with (
-            torch.inference_mode(),
-            torch.autocast(self.device.type, enabled=False),
-            tqdm(total=len(texts), disable=not show_progress_bar) as bar,
-        ):
+        with bar:
             for first, rows in windows:
                 check_ids(rows, first, self._limits.vocab_size)
+                engine = self._engine
+                results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)
                 lengths = [len(ids) for ids in rows.ids]
                 for batch in token_budget_batches(lengths, batch_tokens):
-                    inputs = pack_rows(rows, batch, padding_id, first)
-                    engine.advance(inputs, 0, engine.stack.num_layers, results)
+                    inputs = pack_rows(rows, batch, padding_id)
+                    with (
+                        torch.inference_mode(),
+                        torch.autocast(self.device.type, enabled=False),
+                    ):
+                        engine.advance(inputs, 0, engine.stack.num_layers, results)
                     bar.update(len(batch))
-        return EarlyExitOutput.of(results)
+                yield EarlyExitOutput.of(results)
 
 
 def _refuse(inputs_embeds: object, output_attentions: object) -> NoReturn:

@@ -23,17 +23,17 @@ WINDOW = 8192  # rows whose tokens are in memory at a time
 
 
 def token_windows(
-    texts: object, tokenizer: Any, max_length: int
+    texts: object, tokenizer: Any, max_length: int, first_row: int = 0
 ) -> Iterator[tuple[int, TokenRows]]:
-    """Tokens of N texts or pairs of texts, cut at `max_length`: `WINDOW` rows at a time, each time
-    with the number of the first.
+    """Tokens of N texts or pairs of texts from `first_row` on, cut at `max_length`: `WINDOW` rows
+    at a time, each time with the number of the first.
 
     Raises:
         TypeError: `texts` is no sequence of strings, nor of pairs of strings.
     """
     paired = _are_pairs(texts)
     assert isinstance(texts, Sequence)
-    return _windows(texts, paired, tokenizer, max_length)
+    return _windows(texts, paired, tokenizer, max_length, first_row)
 
 
 def _are_pairs(texts: object) -> bool:
@@ -53,15 +53,31 @@ def _are_pairs(texts: object) -> bool:
 
 
 def _windows(
-    texts: Sequence[Any], paired: bool, tokenizer: Any, max_length: int
+    texts: Sequence[Any], paired: bool, tokenizer: Any, max_length: int, first_row: int
 ) -> Iterator[tuple[int, TokenRows]]:
-    for first in range(0, len(texts), WINDOW):
+    for first in range(first_row, len(texts), WINDOW):
         window = texts[first : first + WINDOW]
         columns = [list(part) for part in zip(*window, strict=True)] if paired else [list(window)]
-        encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        try:
+            encoded = tokenizer(*columns, truncation=True, max_length=max_length, padding=False)
+        except TypeError as error:  # what tokenizers raise of half a character
+            _check_characters(window, paired, first)
+            raise error
         ids = encoded["input_ids"]
         types = encoded.get("token_type_ids") or [[0] * len(row) for row in ids]
         yield first, TokenRows(ids, types)
+
+
+def _check_characters(texts: Sequence[Any], paired: bool, first: int) -> None:
+    """Raise ValueError where a string has half of a character, which no encoding has."""
+    for row, text in enumerate(texts, start=first):
+        try:
+            ("".join(text) if paired else text).encode()
+        except UnicodeEncodeError as error:
+            half = error.object[error.start]
+            raise ValueError(
+                f"texts: expected text, got half a character, {half!r}, in row {row}"
+            ) from None
 
 
 def check_ids(rows: TokenRows, first: int, vocab_size: int) -> None:
@@ -74,13 +90,10 @@ def check_ids(rows: TokenRows, first: int, vocab_size: int) -> None:
             )
 
 
-def pack_rows(
-    rows: TokenRows, chosen: Sequence[int], padding_id: int | None, first: int = 0
-) -> PackedInputs:
+def pack_rows(rows: TokenRows, chosen: Sequence[int], padding_id: int | None) -> PackedInputs:
     """The chosen rows side by side, in the order of `chosen`: the longest first.
 
-    `first` is the first row's number in the results. `padding_id` says how positions are counted,
-    see `consistentee_ext.packed.InputLimits`.
+    `padding_id` says how positions are counted, see `consistentee_ext.packed.InputLimits`.
     """
     lengths = [len(rows.ids[row]) for row in chosen]
     offsets = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
@@ -93,7 +106,7 @@ def pack_rows(
         join(rows.types[row] for row in chosen),
         join(_positions(rows.ids[row], padding_id) for row in chosen),
         offsets,
-        torch.tensor(chosen) + first,
+        torch.tensor(chosen),
     )
 
 
@@ -105,16 +118,20 @@ def _positions(ids: list[int], padding_id: int | None) -> Iterable[int]:
     return [padding_id + (count if id_ != padding_id else 0) for id_, count in pairs]
 
 
+def check_budget(batch_tokens: object) -> None:
+    """Raise TypeError or ValueError unless it is a number of tokens."""
+    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int):
+        raise TypeError(f"batch_tokens: expected an integer, got {type(batch_tokens).__name__}")
+    if batch_tokens < 1:
+        raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
+
+
 def token_budget_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
     """Row numbers of each batch, longest rows first; every batch holds at most `batch_tokens`.
 
     A row longer than the budget is a batch of its own. Rows of one length stay neighbours, so that
     attention runs them in one call; the longest come first, so that memory peaks at the start.
     """
-    if isinstance(batch_tokens, bool) or not isinstance(batch_tokens, int):
-        raise TypeError(f"batch_tokens: expected an integer, got {type(batch_tokens).__name__}")
-    if batch_tokens < 1:
-        raise ValueError(f"batch_tokens: expected at least 1, got {batch_tokens}")
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     batches: list[list[int]] = []
     room = 0

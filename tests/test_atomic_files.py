@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
-from consistentee.atomic_files import whole_file, write_json, write_table
+from consistentee.atomic_files import check_table, whole_file, write_json, write_table
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -46,8 +47,31 @@ def test_tsv_that_cannot_be_is_refused(tmp_path: Path) -> None:
     table = Dataset.from_dict({"text": ["a\tb"]})
     with pytest.raises(ValueError, match="expected no tab or line break"):
         write_table(tmp_path / "a.tsv", table)
+    for check in (table, Dataset.from_dict({"n": [1, 2], "text": [None, "a\nb"]})):
+        with pytest.raises(ValueError, match="expected no tab or line break"):
+            check_table(tmp_path / "a.tsv", check)
+    check_table(tmp_path / "a.tsv", Dataset.from_dict({"n": [[1, 2]], "text": ["a b"]}))
+    check_table(tmp_path / "a.csv", table)
     write_table(tmp_path / "a.csv", table)
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_suffix_in_capitals(tmp_path: Path) -> None:
+    write_table(tmp_path / "A.CSV", Dataset.from_dict({"text": ["a"]}))
+    assert (tmp_path / "A.CSV").read_text() == "text\na\n"
+
+
+def test_the_file_that_a_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
+    """A limit on the size of files fails as a full disk does: the system's error has no name."""
+    path = tmp_path / "a.json"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"File too large: .*a\.json"):
+            write_json(path, {"a": "b" * 10_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
 
 
 def test_unknown_suffix(tmp_path: Path) -> None:

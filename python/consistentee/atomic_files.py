@@ -13,6 +13,8 @@ from typing import Any
 
 import datasets
 from datasets import Dataset
+from pyarrow.compute import any as any_of
+from pyarrow.compute import match_substring_regex
 
 Json = dict[str, Any]  # the object in a JSON file
 
@@ -46,10 +48,22 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     partial = path.with_name(path.name + ".partial")
     try:
-        yield partial
-        partial.replace(path)
+        with naming_file(path):
+            yield partial
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming_file(path: str | Path) -> Iterator[None]:
+    """Put the file's name into an OSError that has none: a write to a full disk says no name."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None or error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: str | Path, content: Json) -> None:
@@ -77,12 +91,22 @@ def read_json(path: str | Path) -> Json:
     return content
 
 
-def check_table(path: str | Path) -> None:
-    """Raise now if `write_table` does not know the suffix or cannot write there."""
+def check_table(path: str | Path, table: Dataset | None = None) -> None:
+    """Raise now if `write_table` does not know the suffix, or cannot write there or this table."""
     suffix = Path(path).suffix
-    if suffix not in _WRITERS:
+    if suffix.lower() not in _WRITERS:
         raise ValueError(f"{path}: expected one of {', '.join(_WRITERS)}, got {suffix!r}")
     check_writable(path)
+    if table is not None and suffix.lower() == ".tsv":
+        for name, feature in table.features.items():
+            breaks = getattr(feature, "dtype", "") == "string" and match_substring_regex(
+                table.data.column(name), "[\\t\\r\\n]"
+            )
+            if breaks and any_of(breaks).as_py():
+                raise ValueError(f"{path}: {_TSV_TEXT}")
+
+
+_TSV_TEXT = "expected no tab or line break in a TSV's text; write .csv or .jsonl"
 
 
 def write_table(path: str | Path, table: Dataset) -> None:
@@ -94,11 +118,9 @@ def write_table(path: str | Path, table: Dataset) -> None:
     check_table(path)
     try:
         with quiet_datasets(), whole_file(path) as partial:
-            _WRITERS[Path(path).suffix](table, partial)
+            _WRITERS[Path(path).suffix.lower()](table, partial)
     except csv.Error:
-        raise ValueError(
-            f"{path}: expected no tab or line break in a TSV's text; write .csv or .jsonl"
-        ) from None
+        raise ValueError(f"{path}: {_TSV_TEXT}") from None
 
 
 def _write_tsv(table: Dataset, path: Path) -> None:

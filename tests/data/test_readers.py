@@ -30,6 +30,8 @@ RECORDS = [
     ("name", "content"),
     [
         ("t.tsv", TSV),
+        ("T.Tsv", TSV),
+        ("T.JSONL", "\n".join(map(json.dumps, RECORDS))),
         ("t.tsv", "\ufeff" + TSV.replace("\n", "\r\n") + "\n"),
         ("t.csv", CSV),
         ("t.json", json.dumps(RECORDS, indent=1)),
@@ -116,7 +118,8 @@ def test_json_strings_stay_strings(tmp_path):
         ("t.jsonl", "", "expected at least one row, got none"),
         ("t.tsv", "sentence\tlabel\na\tb\tc\n", "Expected 2 fields in line 2, saw 3"),
         ("t.tsv", "sentence\tlabel\na\tb\na\tb\tc\n", "Expected 2 fields in line 3, saw 3"),
-        ("t.tsv", "sentence\tsentence\tlabel\na\tb\tc\n", "Duplicate names are not allowed"),
+        ("t.tsv", "text\tid\tid\tlabel\na\tb\tc\td\n", "got: 2 columns of the name 'id'$"),
+        ("t.csv", "text,label,,\na,b,c,d\n", "got: 2 columns of the name ''$"),
         ("t.csv", 'sentence,label\n"a,b\n', "EOF inside string starting at row 1"),
         (
             "t.jsonl",
@@ -128,6 +131,12 @@ def test_json_strings_stay_strings(tmp_path):
             for content in ("[1]", '[{"a": 1}, 5]', "null", "5")
         ),
         ("t.json", '[{"a": 1}', "expected json in UTF-8, got: "),
+        (
+            "t.jsonl",
+            '{"text": "\\ud83d\\ude00"}\n{"text": "\\ud83d"}',
+            r"row 2: half a .*'\\ud83d'$",
+        ),
+        ("t.json", '[{"text": "a", "b": [{"\\udead": 1}]}]', "row 1: half a character"),
         (
             "t.json",
             '[{"text": "a", "label": %s}]' % 10**30,
@@ -149,11 +158,14 @@ def test_files_that_are_missing_or_in_another_encoding_or_empty(tmp_path):
         load_table(tmp_path / "none.tsv")
     for suffix, text in {
         "tsv": "sentence\tlabel\ncrème\t1\n",
-        "jsonl": '{"sentence": "è"}',
+        "jsonl": '{"sentence": "e"}\n{"sentence": "è"}',
     }.items():
         path = tmp_path / f"latin.{suffix}"
         path.write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match=rf"latin\.{suffix}: expected {suffix} in UTF-8, got"):
+        with pytest.raises(
+            ValueError,
+            match=rf"latin\.{suffix}: expected {suffix} in UTF-8, got: line 2: byte 0xe8",
+        ):
             load_table(path)
     path = write_parquet(tmp_path / "empty.parquet", {"text": [], "label": []})
     with pytest.raises(ValueError, match=r"empty\.parquet: expected at least one row, got none"):

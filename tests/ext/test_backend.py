@@ -51,7 +51,7 @@ def test_report_has_a_line_and_a_reason_for_each_backend() -> None:
 def test_narrower_kernels_pass_the_same_tests(level: str) -> None:
     """CONSISTENTEE_SIMD lowers the instruction set, so other machines' kernels are tested here."""
     script = (
-        "import sys, pytest; from consistentee_ext._C import build_info; "
+        "import sys, pytest, torch; from consistentee_ext._C import build_info; "
         f"assert build_info()['simd_level'] in ('{level}', 'baseline'), build_info(); "
         "files = [f'tests/ext/test_{name}.py' for name in ('ops', 'attention', 'norm_embed')]; "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *files, '-k', 'matches_reference or "

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.letters import tokenizer
 from support.models import tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder, tokens
-from consistentee_ext.tokens import token_budget_batches
+from consistentee_ext.tokens import check_budget, token_budget_batches
 
 
 def test_by_hand() -> None:
@@ -32,7 +33,7 @@ def test_every_row_once_within_the_budget(lengths: list[int], budget: int) -> No
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)])
 def test_bad_budget(value: Any, error: type) -> None:
     with pytest.raises(error, match="batch_tokens: expected"):
-        token_budget_batches([1], value)
+        check_budget(value)
 
 
 class Words:
@@ -85,3 +86,22 @@ def test_bad_texts_are_named_before_any_work(texts: Any, message: str) -> None:
     with pytest.raises(TypeError, match=f"texts: {message}"):
         FastEarlyExitEncoder(tiny_model()).predict(texts, words)
     assert words.calls == []
+
+
+def test_half_a_character_is_named_by_its_row() -> None:
+    encoder = FastEarlyExitEncoder(tiny_model(), tokenizer=tokenizer())
+    for texts in (["abc", "a\ud800b"], [("abc", "x"), ("a", "\ud800b")]):
+        with pytest.raises(ValueError, match=r"texts: .* half a character, '\\ud800', in row 1$"):
+            encoder.predict(texts)
+
+
+def test_rows_that_were_done_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "WINDOW", 3)
+    encoder = FastEarlyExitEncoder(tiny_model(), tokenizer=(words := Words()))
+    texts = [" ".join(map(str, range(n, 2 * n + 1))) for n in (3, 9, 1, 4, 2, 7, 5, 6)]
+    whole = encoder.predict(texts)
+    words.calls.clear()
+    parts = list(encoder.predict_windows(texts, first_row=2))
+    assert words.calls == [len(part.logits) for part in parts] == [3, 3]
+    found = torch.cat([part.logits for part in parts])
+    torch.testing.assert_close(found, whole.logits[2:], atol=1e-5, rtol=0)

@@ -14,6 +14,8 @@ from consistentee.cli.options import Option, Seed, expand_options
 from consistentee.cli.tables import show_metrics
 from consistentee.cli.training import compare, train
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Early-exit classifiers: train, calibrate, evaluate, compare, report, predict.",
     no_args_is_help=True,
@@ -55,6 +57,7 @@ def main() -> None:
         sys.stderr.write(f"consistentee: {line}\n")
         code = 2
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # as typer returns it too
         sys.stderr.write("consistentee: interrupted\n")
-        code = 130
     sys.exit(code)

@@ -98,15 +98,12 @@ def predict(
     threshold: Threshold = None,
     alpha: Alpha = None,
     text_column: TextColumns = None,
+    resume: Annotated[bool, Option("--resume", help="Go on where a stopped run was.")] = False,
 ) -> None:
     """Classify the rows of a file; write them with prediction, exit layer and score."""
-    from consistentee.atomic_files import check_table, write_table
-    from consistentee.data.tables import load_texts
-    from consistentee.evaluation.checkpoints import predict_rows
+    from consistentee.evaluation.predict import predict_file
 
-    check_table(output)
-    rows, texts = load_texts(input, text_column or None)
-    write_table(output, predict_rows(checkpoint, rows, texts, threshold, alpha))
+    predict_file(checkpoint, input, output, text_column or None, threshold, alpha, resume)
 
 
 def report(

@@ -6,6 +6,7 @@ import csv
 import glob
 import json
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -46,27 +47,41 @@ def read_rows(path: Path) -> Dataset:
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a file, found none")
-    if path.suffix not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
         raise ValueError(f"{path}: expected one of {', '.join(FORMATS)}, got {path.suffix!r}")
     try:
-        read = _read if path.suffix in BUILDERS else _read_json
-        rows = read(path)
+        if suffix != ".parquet":
+            _check_utf8(path)
+        rows = _read(path) if suffix in BUILDERS else _read_json(path)
     except BROKEN as error:
         reason = " ".join(str(error.__cause__ or error).split())
-        raise ValueError(f"{path}: expected {path.suffix[1:]} in UTF-8, got: {reason}") from error
+        raise ValueError(f"{path}: expected {suffix[1:]} in UTF-8, got: {reason}") from error
     if rows is None:
         raise ValueError(f"{path}: expected at least one row, got none")
     return rows
+
+
+def _check_utf8(path: Path) -> None:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                line.decode()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"line {number}: byte {line[error.start]:#04x}") from None
 
 
 def _read(path: Path) -> Dataset | None:
     """The columns as `datasets` reads them, all strings in TSV and CSV; None without rows."""
     if not path.read_bytes().strip():
         return None
-    builder_class, options = BUILDERS[path.suffix]
+    builder_class, options = BUILDERS[path.suffix.lower()]
     if builder_class is Csv:
         with path.open(encoding="utf-8-sig", newline="") as file:
             header = next(filter(None, csv.reader(file, **options)), [])
+        for name, times in Counter(header).items():
+            if times > 1:
+                raise ValueError(f"{times} columns of the name {name!r}")
         # The header is read as a row: otherwise pandas takes surplus fields of it for an index.
         options = {**options, "header": None, "column_names": header, "keep_default_na": False}
         options["features"] = Features(dict.fromkeys(header, Value("string")))
@@ -94,9 +109,21 @@ def _read_json(path: Path) -> Dataset | None:
         records = [_read_json_line(number, line) for number, line in lines if line.strip()]
     if not all(isinstance(record, dict) for record in records):
         raise ValueError("rows that are not objects")
+    if "\\u" in text:
+        for number, record in enumerate(records, start=1):
+            _check_characters(number, record)
     names = dict.fromkeys(name for record in records for name in record)
     columns = {name: [record.get(name) for record in records] for name in names}
     return Dataset.from_dict(columns, on_mixed_types="use_json") if columns else None
+
+
+def _check_characters(number: int, record: Any) -> None:
+    """JSON can spell halves of a character, which are no text."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise ValueError(f"row {number}: half a character, {half!r}") from None
 
 
 def _read_json_line(number: int, line: str) -> Any:

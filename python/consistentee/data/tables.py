@@ -209,7 +209,9 @@ def _find_in_folder(folder: Path) -> dict[str, Path]:
         raise FileNotFoundError(f"{folder}: expected a file or a folder, found none")
     files = {}
     for split, stems in SPLIT_NAMES.items():
-        found = sorted(p for p in folder.iterdir() if p.suffix in FORMATS and p.stem in stems)
+        found = sorted(
+            p for p in folder.iterdir() if p.suffix.lower() in FORMATS and p.stem in stems
+        )
         if len(found) > 1:
             names = ", ".join(path.name for path in found)
             raise ValueError(f"{folder}: expected one file for {split}, got {names}")

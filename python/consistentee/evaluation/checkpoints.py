@@ -1,16 +1,14 @@
-"""Evaluates and calibrates checkpoints on tables; predicts with them."""
+"""Evaluates and calibrates checkpoints on tables."""
 
 from __future__ import annotations
 
 import json
 import os
 from dataclasses import dataclass
-from itertools import compress
 from pathlib import Path
 
 import torch
-from datasets import Dataset, concatenate_datasets
-from torch import Tensor
+from datasets import Dataset
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedConfig,
@@ -37,10 +35,6 @@ from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.measures.metrics import Quality
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.names import MULTI_LABEL, REGRESSION
-from consistentee_ext.ops.prediction import answers
-
-PREDICTION_COLUMNS = ("prediction", "exit_layer", "exit_score")
 
 
 @dataclass(frozen=True)
@@ -160,66 +154,6 @@ def calibrate_checkpoint(
     report = exit_report(output, labels, config)
     quality = Quality.from_figures(report, config.metric)
     return Calibration(threshold, report["layer_ratio"], quality)
-
-
-def predict_rows(
-    checkpoint: str | os.PathLike[str],
-    rows: Dataset,
-    table: Dataset,
-    threshold: float | None = None,
-    alpha: float | None = None,
-) -> Dataset:
-    """Add columns to the rows: ``prediction``, ``exit_layer`` and ``exit_score``.
-
-    Of a set of labels the prediction has the names joined by ``|``, and a fourth column ``scores``
-    a JSON object, each label's probability. Of a single label it is the label's probability, in
-    regression the number.
-
-    Args:
-        checkpoint: a folder or hub name.
-        rows: must not have columns of these names.
-        table: the text of the rows, see `consistentee.data.tables.load_texts`.
-        threshold: None for the checkpoint's.
-        alpha: of an adjustable checkpoint; None for its default.
-    """
-    added = PREDICTION_COLUMNS + (("scores",) if problem_type_of(checkpoint) == MULTI_LABEL else ())
-    taken = [name for name in added if name in rows.column_names]
-    if taken:
-        raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
-    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
-    texts = (
-        list(zip(table["sentence1"], table["sentence2"], strict=True))
-        if "sentence2" in table.column_names
-        else list(table["sentence1"])
-    )
-    output = encoder.predict(texts, show_progress_bar=True)
-    columns = {
-        "prediction": _answers(output.logits, encoder.config),
-        "exit_layer": output.exit_layers.tolist(),
-        "exit_score": output.exit_scores.tolist(),
-    }
-    if encoder.config.problem_type == MULTI_LABEL:
-        columns["scores"] = _scores(output.logits, encoder.config)
-    predictions = Dataset.from_dict(columns)
-    return concatenate_datasets([rows, predictions], axis=1)
-
-
-def _answers(logits: Tensor, config: PreTrainedConfig) -> list[str] | list[float]:
-    """The label of each row's class, its labels, its number, or a single label's probability."""
-    names = class_names(config)
-    if config.problem_type == MULTI_LABEL:
-        return ["|".join(compress(names, row)) for row in answers(logits, True).tolist()]
-    if len(names) == 1:
-        numbers = logits[:, 0] if config.problem_type == REGRESSION else logits[:, 0].sigmoid()
-        return list(numbers.tolist())
-    return [names[index] for index in answers(logits).tolist()]
-
-
-def _scores(logits: Tensor, config: PreTrainedConfig) -> list[str]:
-    """The probability of each label, a JSON object for each row."""
-    names = class_names(config)
-    rows = logits.sigmoid().tolist()
-    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
 
 
 def _check_trained(checkpoint: str | os.PathLike[str], encoder: FastEarlyExitEncoder) -> None:

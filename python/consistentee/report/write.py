@@ -14,7 +14,7 @@ from consistentee.report.plots import save_figure
 def check_report(path: str | Path) -> None:
     """Raise now if `write_report` cannot write there."""
     suffix = Path(path).suffix
-    if suffix != ".html":
+    if suffix.lower() != ".html":
         raise ValueError(f"{path}: expected a name that ends in .html, got {suffix!r}")
     check_writable(path)
 

@@ -1,0 +1,129 @@
+"""Predicts the rows of a file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from itertools import compress
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from transformers import PreTrainedConfig
+
+from consistentee.atomic_files import Json, check_table, write_table
+from consistentee.data.tables import load_texts
+from consistentee.evaluation.evaluate import class_names
+from consistentee.evaluation.kept_rows import KeptRows
+from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
+from consistentee_ext.ops.prediction import answers
+
+
+def predict_file(
+    checkpoint: str | os.PathLike[str],
+    input: str | Path,
+    output: str | Path,
+    text_columns: Sequence[str] | None = None,
+    threshold: float | None = None,
+    alpha: float | None = None,
+    resume: bool = False,
+) -> None:
+    """Write a file with the columns of `input` and ``prediction``, ``exit_layer``, ``exit_score``.
+
+    Of a set of labels the prediction has the names joined by ``|``, and a fourth column ``scores``
+    a JSON object, each label's probability. Of a single label it is the label's probability, in
+    regression the number.
+
+    Until it is whole, the results are kept in ``<output>.resume``.
+
+    Args:
+        checkpoint: a folder or hub name.
+        input: see `consistentee.data.tables.load_texts`; without columns of these names.
+        output: its suffix decides the format.
+        text_columns: of `input`.
+        threshold: None for the checkpoint's.
+        alpha: of an adjustable checkpoint; None for its default.
+        resume: go on with the results that a stopped run left, if there are any.
+
+    Raises:
+        ValueError: as `load_texts`, or a stopped run left results and `resume` is False.
+    """
+    check_table(output)
+    rows, table = load_texts(input, text_columns)
+    check_table(output, rows)
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
+    names = _added_columns(encoder.config)
+    taken = [name for name in names if name in rows.column_names]
+    if taken:
+        raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
+    texts = _texts(table)
+    run = {
+        "checkpoint": _checkpoint_version(checkpoint, encoder.config),
+        "threshold": encoder.threshold,
+        "alpha": encoder.alpha,
+        "dtype": str(encoder.dtype),
+        "input": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+    }
+    kept = KeptRows(Path(output), json.loads(json.dumps(run)), len(texts), resume)
+    done = kept.number
+    with closing(encoder.predict_windows(texts, show_progress_bar=True, first_row=done)) as parts:
+        for part in parts:
+            kept.append(_columns(part, encoder.config))
+    predictions = Dataset.from_dict(kept.columns(names))
+    write_table(output, concatenate_datasets([rows, predictions], axis=1))
+    kept.remove()
+
+
+def _texts(table: Dataset) -> list[str] | list[tuple[str, str]]:
+    first = list(table["sentence1"])
+    if "sentence2" not in table.column_names:
+        return first
+    return list(zip(first, table["sentence2"], strict=True))
+
+
+def _checkpoint_version(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> Json:
+    """What tells one state of a checkpoint from another: a hub's commit, the files of a folder."""
+    files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
+    return {
+        "commit": getattr(config, "_commit_hash", None),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }
+
+
+def _added_columns(config: PreTrainedConfig) -> list[str]:
+    scores = ["scores"] if config.problem_type == MULTI_LABEL else []
+    return ["prediction", "exit_layer", "exit_score", *scores]
+
+
+def _columns(output: EarlyExitOutput, config: PreTrainedConfig) -> dict[str, list[Any]]:
+    values: list[list[Any]] = [
+        _answers(output.logits, config),
+        output.exit_layers.tolist(),
+        output.exit_scores.tolist(),
+    ]
+    if config.problem_type == MULTI_LABEL:
+        values.append(_scores(output.logits, config))
+    return dict(zip(_added_columns(config), values, strict=True))
+
+
+def _answers(logits: Tensor, config: PreTrainedConfig) -> list[Any]:
+    """The label of each row's class, its labels, its number, or a single label's probability."""
+    names = class_names(config)
+    if config.problem_type == MULTI_LABEL:
+        return ["|".join(compress(names, row)) for row in answers(logits, True).tolist()]
+    if len(names) == 1:
+        numbers = logits[:, 0] if config.problem_type == REGRESSION else logits[:, 0].sigmoid()
+        return list(numbers.tolist())
+    return [names[index] for index in answers(logits).tolist()]
+
+
+def _scores(logits: Tensor, config: PreTrainedConfig) -> list[str]:
+    """The probability of each label, a JSON object for each row."""
+    names = class_names(config)
+    rows = logits.sigmoid().tolist()
+    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]
