@@ -15,8 +15,9 @@ NEWEST := .venv-newest
 BUILD_TOOLS := "setuptools>=77" "pybind11>=2.13" "cmake>=3.24" ninja
 NATIVE := CMakeLists.txt setup.py $(shell find cmake csrc -type f -not -name '*.pyc')
 CXX_FILES := $(shell find csrc tests/native -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
-# One line a package in place of pip's progress bars.
-PROGRESS := | sed -un '/^Collecting/p; /^Building/p; /^Successfully/p'
+# One line a package, and one a file that is compiled, in place of pip's progress bars.
+PROGRESS := | sed -un -E 's/^ *(Installing collected packages):.*/\1/p; /^(Collecting|Building|Successfully)/p; \
+	s/^ *(\[[0-9]+\/[0-9]+\] (Building|Linking) [A-Z]+ object).*\/([^/]+)$$/\1 \3/p'
 
 DEFAULT_MYPY := mypy --config-file= --ignore-missing-imports --explicit-package-bases
 
@@ -46,7 +47,7 @@ $(VENV)/.torch:
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
 	@echo "== $(VENV): consistentee, editable"
-	$(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
+	$(BIN)/pip install -v --no-build-isolation --editable '.[dev]' $(PROGRESS)
 	@touch $@
 
 install: $(VENV)/.installed
@@ -115,7 +116,7 @@ gpu-check:
 
 # With TORCH=torch, on a machine with a card and its toolkit.
 test-gpu: install
-	CONSISTENTEE_FORCE_CUDA=1 $(BIN)/pip install --no-build-isolation --editable '.[dev]' $(PROGRESS)
+	CONSISTENTEE_FORCE_CUDA=1 $(BIN)/pip install -v --no-build-isolation --editable '.[dev]' $(PROGRESS)
 	CONSISTENTEE_FAIL_WITHOUT_CUDA=1 $(BIN)/python -m pytest
 	if command -v compute-sanitizer >/dev/null; then \
 	  CONSISTENTEE_FAIL_WITHOUT_CUDA=1 PYTORCH_NO_CUDA_MEMORY_CACHING=1 \

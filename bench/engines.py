@@ -2,7 +2,8 @@
 
 An engine is a function from a workload to a pass over all its rows, which returns the logits of
 each batch. Every engine has the same weights, the same token ids, the same threads, and its best
-settings, named beside it. One whose package is not installed raises ImportError.
+settings, named beside it. One whose package is not installed, or that the processor can only
+emulate, raises ImportError.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.layers import Block
 from consistentee_ext.ops import load_ops
+from consistentee_ext.ops.onednn import is_fast
 
 
 class FullDepth(nn.Module):
@@ -178,6 +180,19 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     return run
 
 
+class AbsentError(ImportError):
+    """The processor lacks what the engine is for."""
+
+
+def in_bf16(engine: Callable[..., Pass], **options: Any) -> Callable[[Workload], Pass]:
+    def make(workload: Workload) -> Pass:
+        if not is_fast(torch.bfloat16):
+            raise AbsentError("this processor only emulates bfloat16 products")
+        return engine(workload, **options)
+
+    return make
+
+
 BF16 = torch.bfloat16
 OURS, OURS_BF16 = "ours, exits", "ours, exits, bf16"
 FULL, FULL_BF16 = "ours, full depth", "ours, full depth, bf16"
@@ -186,22 +201,22 @@ LIMIT, LIMIT_BF16 = "GEMM limit", "GEMM limit, bf16"
 ENGINES: dict[str, Callable[[Workload], Pass]] = {
     "Hugging Face, eager attention": partial(hugging_face, attention="eager"),
     "Hugging Face, sdpa attention": partial(hugging_face, attention="sdpa"),
-    "Hugging Face, eager attention, bf16": partial(hugging_face, attention="eager", dtype=BF16),
+    "Hugging Face, eager attention, bf16": in_bf16(hugging_face, attention="eager", dtype=BF16),
     "torch.compile, frozen": compiled,
     "ONNX Runtime": onnx_runtime,
     "ONNX Runtime, int8": partial(onnx_runtime, int8=True),
     "OpenVINO": openvino,
-    "OpenVINO, bf16": partial(openvino, precision="bf16"),
+    "OpenVINO, bf16": in_bf16(openvino, precision="bf16"),
     "OpenVINO, int8": partial(openvino, int8=True),
     "the published way: batch 1, early exit": published,
     "truncated to L / ratio layers, packed": truncated,
     FULL: ours_full_depth,
-    FULL_BF16: partial(ours_full_depth, dtype=BF16),
+    FULL_BF16: in_bf16(ours_full_depth, dtype=BF16),
     "ours, exits, one by one": ours_one_by_one,
     OURS: ours,
-    OURS_BF16: partial(ours, dtype=BF16),
+    OURS_BF16: in_bf16(ours, dtype=BF16),
     LIMIT: gemm_limit,
-    LIMIT_BF16: partial(gemm_limit, dtype=BF16),
+    LIMIT_BF16: in_bf16(gemm_limit, dtype=BF16),
 }
 
 

@@ -33,7 +33,7 @@ def table(heading: str, rows: Iterable[Row], ours: float | None) -> list[str]:
     lines = [heading, f"{'':<44}{'median':>12}{'spread':>9}{'over ours':>11}  notes"]
     for row in sorted(rows, key=lambda row: -row.median):
         ratio = f"{row.median / ours:.2f}x" if ours else ""
-        median, spread = _duration(row.median), f"{row.spread:.0%}"
+        median, spread = duration(row.median), f"{row.spread:.0%}"
         lines.append(f"{row.name:<44}{median:>12}{spread:>9}{ratio:>11}  {row.notes}")
     return lines
 
@@ -62,7 +62,7 @@ def _notes(row: dict[str, Any]) -> str:
     return ", ".join(notes)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     return f"{seconds:.3f} s" if seconds >= 0.1 else f"{1e6 * seconds:.0f} us"
 
 

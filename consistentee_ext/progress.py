@@ -31,7 +31,7 @@ def progress_bar(total: int, name: str, unit: str, show: bool = True, done: int 
     return _Lines(
         mininterval=LINE_SECONDS,
         maxinterval=LINE_SECONDS,
-        bar_format="{desc}: {n_fmt} of {total_fmt} {unit}s in {elapsed}, {remaining} left{postfix}",
+        bar_format="{desc}: {n_fmt} of {total_fmt} in {elapsed}, {remaining} left{postfix}",
         file=io.StringIO(),  # what moves a terminal's cursor
         **options,
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import resource
 from pathlib import Path
 
 import pytest
 from datasets import Dataset
+from support.full_disk import largest_file
 
 from consistentee.atomic_files import check_table, whole_file, write_json, write_table
 
@@ -64,13 +64,8 @@ def test_suffix_in_capitals(tmp_path: Path) -> None:
 def test_the_file_that_a_disk_has_no_room_for_is_named(tmp_path: Path) -> None:
     """A limit on the size of files fails as a full disk does: the system's error has no name."""
     path = tmp_path / "a.json"
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large: .*a\.json"):
-            write_json(path, {"a": "b" * 10_000})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with largest_file(1000), pytest.raises(OSError, match=r"File too large: .*a\.json"):
+        write_json(path, {"a": "b" * 10_000})
     assert not list(tmp_path.iterdir())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ import datasets
 from datasets import Dataset
 from pyarrow.compute import any as any_of
 from pyarrow.compute import match_substring_regex
+from safetensors import SafetensorError
 
 Json = dict[str, Any]  # the object in a JSON file
 
@@ -57,13 +59,18 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_file(path: str | Path) -> Iterator[None]:
-    """Put the file's name into an OSError that has none: a write to a full disk says no name."""
+    """Raise an OSError that names the file or folder where a disk is full, as libraries do not."""
     try:
         yield
     except OSError as error:
         if error.filename is not None or error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+    except (SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+            raise  # not of torch's writer
+        free = shutil.disk_usage(Path(path).parent).free / 1e6
+        raise OSError(f"{path}: cannot be written, {free:,.0f} MB free: {error}") from error
 
 
 def write_json(path: str | Path, content: Json) -> None:

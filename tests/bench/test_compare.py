@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +30,11 @@ def test_every_engine_runs(pooling: str) -> None:
         batch["token_type_ids"].zero_()
     shares = (0.25, 0.25, 0.25, 0.25)
     workload = Workload("tiny", tiny_model(pooling), batches, shares, labels=None)
-    result = compare(workload, NAMES, repeats=1)
+    saved: list[dict[str, Any]] = []
+    result = compare(workload, NAMES, 2, lambda part: saved.append(copy.deepcopy(part)))
+    assert len(saved) == len(result["rows"]) + 2
+    assert saved[-1] == result
+    assert [part["repeats"] for part in saved[-3:]] == [0, 1, 2]
     assert {OURS, FULL, LIMIT} <= result["rows"].keys()
     assert result["rows"].keys() | result["absent"].keys() == set(NAMES)
     assert all(row["median"] > 0 for row in result["rows"].values())
@@ -43,3 +49,14 @@ def test_full_depth_gives_hugging_faces_logits() -> None:
         expected = workload.model(**workload.batches[0]).logits
         (found,) = ENGINES[FULL](workload)()
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in ENGINES if "bf16" in name])
+def test_what_the_processor_only_emulates_is_left_out(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engines.is_fast", lambda dtype: dtype == torch.float32)
+    workload = Workload("tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None)
+    result = compare(workload, [name], 1, lambda part: None)
+    assert result["rows"] == {}
+    assert result["absent"] == {name: "this processor only emulates bfloat16 products"}

@@ -45,7 +45,7 @@ def test_a_stopped_run_goes_on(
 ) -> None:
     whole = stopped.with_name("whole.tsv")
     done = run("predict", checkpoint, data / "test.tsv", "--output", whole, "--resume")
-    assert done.err == "predict: 40 of 40 rows in 00:00, 00:00 left\n"
+    assert done.err == "predict: 40 of 40 in 00:00, 00:00 left\n"
     before = stopped.with_name("out.tsv.resume").read_text().splitlines()
     assert len(before) == 1 + 16 + 1
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from datasets import Dataset
 from support.models import random_batch, tiny_model
 from transformers import BertTokenizer
 
+from consistentee.data.batch import Batch
 from consistentee.evaluation.evaluate import (
     class_names,
     evaluate,
@@ -68,12 +71,31 @@ def test_batches_keep_order_and_pad_to_their_longest_row() -> None:
     assert not set(batches[0]) & {"labels", "length"}
 
 
-def test_passes_are_timed_in_turn() -> None:
+BATCHES: list[Batch] = [{"input_ids": torch.tensor([[number]])} for number in (1, 2)]
+
+
+def test_passes_are_timed_in_turn(capsys: pytest.CaptureFixture[str]) -> None:
     calls: list[str] = []
-    seconds = time_passes({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2)
-    assert calls == ["a", "b"] * 3  # the first of each warms up
+
+    def pass_of(name: str) -> Callable[[Batch], None]:
+        return lambda batch: calls.append(f"{name}{batch['input_ids'].item()}")
+
+    passes = {name: pass_of(name) for name in "ab"}
+    seconds = time_passes(passes, BATCHES, 2, "stage")
+    assert calls == ["a1", "a2", "b1", "b2"] * 3  # the first of each warms up
     assert [len(times) for times in seconds.values()] == [2, 2]
     assert all(time >= 0 for times in seconds.values() for time in times)
+    assert capsys.readouterr().err == "stage: 12 of 12 in 00:00, 00:00 left\n"
+
+
+def test_slow_passes_are_timed_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(100))
+    monkeypatch.setattr("time.perf_counter", lambda: 6 * next(clock))
+    seconds = time_passes({"a": len, "b": len}, BATCHES, 3)
+    assert seconds == {"a": [12], "b": [12]}
+    assert capsys.readouterr().err == ""
 
 
 def test_class_names_are_in_the_order_of_their_numbers() -> None:

@@ -38,7 +38,7 @@ def test_predict_takes_pairs_and_nothing(capsys: pytest.CaptureFixture[str]) -> 
     pairs = encoder.predict([("a bb", "ccc"), ("a", "bb")], show_progress_bar=True)
     singles = encoder.predict(["a bb ccc", "a bb"])
     assert torch.equal(pairs.logits, singles.logits)
-    assert capsys.readouterr().err == "predict: 2 of 2 rows in 00:00, 00:00 left\n"
+    assert capsys.readouterr().err == "predict: 2 of 2 in 00:00, 00:00 left\n"
     assert encoder.predict([]).logits.shape == (0, 3)
 
 

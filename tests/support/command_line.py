@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ REST = ["film", "plot", "cast", "scene", "the", "a", "was", "very"]
 VOCABULARY = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *PRAISE, *BLAME, *REST]
 
 TRAINED_WITH = ("--epochs", 1, "--batch-size", 16, "--seed", 7, "--alpha", 0.1)
+
+
+STAGE = re.compile(r"[a-z_. ]+: \d+ of \d+ in \d\d:\d\d, .*")
 
 
 class Run(NamedTuple):
@@ -33,8 +37,10 @@ def write_rows(path: Path, rows: int, seed: int) -> None:
 
 
 def check_one_line(done: Run, *parts: str) -> None:
+    """After the lines of the stages that are done."""
+    lines = [line for line in done.err.splitlines() if not STAGE.fullmatch(line)]
     assert done.code == 2
-    assert done.err.count("\n") == 1, done.err
-    assert done.err.startswith("consistentee: ")
+    assert len(lines) == 1, done.err
+    assert lines[0].startswith("consistentee: ")
     for part in parts:
-        assert part in done.err
+        assert part in lines[0]

@@ -194,12 +194,19 @@ def test_heads_have_their_own_learning_rate(phases):
     assert sum(len(group["params"]) for group in groups) == len(trained)
 
 
-def test_a_phase_shows_one_bar_with_its_name_and_its_loss(letters, tmp_path, capsys):
+def test_a_phase_shows_one_bar_with_its_name_and_its_loss(letters, tmp_path, capsys, monkeypatch):
+    steps = STEPS["joint"] * 2
     log = train_trunk(*letters, tmp_path / "model", tokenizer(), SETTINGS)
     out, err = capsys.readouterr()
     assert not out
     loss = log["phases"]["trunk"]["losses"][-1]
-    assert re.search(rf"trunk: 100%.* {STEPS['joint'] * 2}/.*loss={loss:.4g}\]", err)
+    assert re.findall("^trunk: .*$", err, re.MULTILINE) == [
+        f"trunk: {steps} of {steps} in 00:00, 00:00 left, loss={loss:.4g}"
+    ]
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    train_trunk(*letters, tmp_path / "again", tokenizer(), SETTINGS)
+    err = capsys.readouterr().err
+    assert re.search(rf"\rtrunk: 100%.* {steps}/{steps} .*loss={loss:.4g}\]", err)
 
 
 def test_bad_input_leaves_nothing_behind(letters, tmp_path):

@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from consistentee.atomic_files import whole_file
+from consistentee_ext.progress import progress_bar
 
 LABELS = ("numpy", "python", "torch", "transformers")
 MIN_WORDS = 5
@@ -73,7 +74,11 @@ def build_corpus(
         )
     # A quarter more than needed: texts that two libraries have are dropped.
     limit = rows_per_class + rows_per_class // 4
-    texts = {label: collect(source_folder(label), limit, seed) for label in LABELS}
+    texts = {}
+    with progress_bar(len(LABELS), "corpus", "library") as bar:
+        for label in LABELS:
+            texts[label] = collect(source_folder(label), limit, seed)
+            bar.update()
     splits = split_rows(texts, rows_per_class, seed)
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)

@@ -55,6 +55,9 @@ def read_rows(path: Path) -> Dataset:
             _check_utf8(path)
         rows = _read(path) if suffix in BUILDERS else _read_json(path)
     except BROKEN as error:
+        if isinstance(error.__cause__, OSError):
+            folder = tempfile.gettempdir()
+            raise OSError(f"{folder}, the temporary folder: {error.__cause__.strerror}") from error
         reason = " ".join(str(error.__cause__ or error).split())
         raise ValueError(f"{path}: expected {suffix[1:]} in UTF-8, got: {reason}") from error
     if rows is None:

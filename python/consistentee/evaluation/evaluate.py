@@ -22,6 +22,9 @@ from consistentee.measures.metrics import Quality, measure, predictions
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, pooling_weights
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.names import METRICS_OF, MULTI_LABEL
+from consistentee_ext.progress import progress_bar
+
+SLOW_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -77,16 +80,41 @@ def padded_batches(
     return [{name: batch[name] for name in MODEL_INPUTS if name in batch} for batch in loader]
 
 
-def time_passes(passes: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of `repeats` runs of each pass, interleaved so that drift affects all alike."""
-    for run in passes.values():
-        run()
+def time_passes(
+    passes: Mapping[str, Callable[[Batch], object]],
+    batches: Sequence[Batch],
+    repeats: int,
+    stage: str | None = None,
+) -> dict[str, list[float]]:
+    """Seconds of `repeats` runs of each pass over the batches, or of one run where they are slow.
+
+    They are interleaved, so that drift affects all alike. Passes are slow where one run of them all
+    takes over `SLOW_SECONDS`.
+
+    Args:
+        passes: what is called with each batch.
+        batches: of a pass.
+        repeats: timed runs of each, after one that is not.
+        stage: the name on a progress bar; None for no bar.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in passes}
-    for _ in range(repeats):
-        for name, run in passes.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+    calls = len(passes) * len(batches)
+    with progress_bar(calls * (1 + repeats), stage or "", "batch", stage is not None) as bar:
+        for number in range(1 + repeats):
+            for name, run in passes.items():
+                spent = 0.0
+                for batch in batches:
+                    start = time.perf_counter()
+                    run(batch)
+                    spent += time.perf_counter() - start
+                    bar.update()
+                seconds[name].append(spent)
+            if number == 0:
+                slow = sum(sum(runs) for runs in seconds.values()) > SLOW_SECONDS
+                seconds = {name: [] for name in passes}
+                bar.total = calls * (2 if slow else 1 + repeats)
+            elif slow:
+                break
     return seconds
 
 
@@ -107,23 +135,26 @@ def evaluate(
         data: from `consistentee.data.encode.encode`: token ids and ``labels``.
         tokenizer: pads the batches.
         batch_size: B, rows of a batch, in the order of `data`.
-        repeats: timed passes, of each kind.
+        repeats: timed passes, of each kind; see `time_passes`.
     """
     batches = padded_batches(data, tokenizer, batch_size)
     labels = list(data["labels"])
-    outputs: list[EarlyExitOutput] = [encoder(**batch) for batch in batches]
-    full = torch.cat([full_depth_logits(model, batch) for batch in batches])
+    outputs: list[EarlyExitOutput] = []
+    full: list[Tensor] = []
     seconds = time_passes(
         {
-            "exits": lambda: [encoder(**batch) for batch in batches],
-            "full": lambda: [full_depth_logits(model, batch) for batch in batches],
+            "exits": lambda batch: outputs.append(encoder(**batch)),
+            "full": lambda batch: full.append(full_depth_logits(model, batch)),
         },
+        batches,
         repeats,
+        "time of a pass",
     )
+    del outputs[len(batches) :], full[len(batches) :]
     config = model.config
     exit_layers = _join(outputs, "exit_layers")
     predicted = predictions(_join(outputs, "logits"), config.problem_type)
-    at_full_depth = predictions(full, config.problem_type)
+    at_full_depth = predictions(torch.cat(full), config.problem_type)
     mean_exit_layer = exit_layers.float().mean().item()
     histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
     names = {config.metric} if config.regression else {"accuracy", config.metric}
@@ -147,6 +178,7 @@ def evaluate(
         "threshold": encoder.threshold,
         "rows": len(labels),
         "batch_size": batch_size,
+        "passes": len(seconds["exits"]),
         "seconds": statistics.median(seconds["exits"]),
         "full_depth_seconds": statistics.median(seconds["full"]),
         "backend": encoder.backend,
@@ -178,7 +210,7 @@ def latency_of(
 
     def milliseconds(threshold: float) -> float:
         encoder.threshold = threshold
-        passes = time_passes({"calls": lambda: [encoder(**batch) for batch in batches]}, repeats)
+        passes = time_passes({"calls": lambda batch: encoder(**batch)}, batches, repeats)
         return 1000.0 * statistics.median(passes["calls"]) / len(batches)
 
     return milliseconds

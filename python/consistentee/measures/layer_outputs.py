@@ -14,6 +14,7 @@ from transformers import DataCollatorWithPadding
 from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.metrics import measure, predictions
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
+from consistentee_ext.progress import progress_bar
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
@@ -32,9 +33,11 @@ def pooled_states(
     model.eval()
     order = np.argsort(data["length"], kind="stable")
     states = []
-    for batch in DataLoader(data.select(order), batch_size, collate_fn=collate):
-        inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
-        states.append(model.pooled_states(**inputs))
+    with progress_bar(len(data), "outputs of all layers", "row") as bar:
+        for batch in DataLoader(data.select(order), batch_size, collate_fn=collate):
+            inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
+            states.append(model.pooled_states(**inputs))
+            bar.update(len(batch["input_ids"]))
     return torch.cat(states)[torch.from_numpy(np.argsort(order))]
 
 

@@ -236,17 +236,21 @@ def time_thresholds(
     encoder: FastEarlyExitEncoder, batches: Sequence[Batch], thresholds: Sequence[float]
 ) -> list[Timing]:
     """Seconds of whole passes at each threshold, interleaved; the encoder keeps the last one."""
-    layers: dict[float, float] = {}
+    layers: dict[float, list[Tensor]] = {threshold: [] for threshold in thresholds}
 
-    def run(threshold: float) -> None:
-        encoder.threshold = threshold
-        exits = torch.cat([encoder(**batch).exit_layers for batch in batches])
-        layers[threshold] = exits.double().mean().item()
+    def run(threshold: float, batch: Batch) -> None:
+        if encoder.threshold != threshold:
+            encoder.threshold = threshold
+        layers[threshold].append(encoder(**batch).exit_layers)
 
     passes = {str(threshold): partial(run, threshold) for threshold in thresholds}
-    seconds = time_passes(passes, REPEATS)
+    seconds = time_passes(passes, batches, REPEATS, "time at each threshold")
     return [
-        Timing(threshold, layers[threshold], tuple(seconds[str(threshold)]))
+        Timing(
+            threshold,
+            torch.cat(layers[threshold]).double().mean().item(),
+            tuple(seconds[str(threshold)]),
+        )
         for threshold in thresholds
     ]
 

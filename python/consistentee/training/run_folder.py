@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from consistentee.atomic_files import Json, read_json, write_json
+from consistentee.atomic_files import Json, naming_file, read_json, write_json
 from consistentee.training.distributed import processes
 
 LOG_FILE = "training_log.json"
@@ -115,7 +115,8 @@ class RunFolder:
         temporary = self.work / "unfinished"
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
-        save(temporary)
+        with naming_file(folder):
+            save(temporary)
         write_json(temporary / LOG_FILE, log)
         temporary.replace(folder)  # also replaces an empty folder of that name
 

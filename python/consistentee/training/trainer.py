@@ -9,18 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Sampler
+from tqdm.std import tqdm
 from transformers import (
-    ProgressCallback,
     Trainer,
+    TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from consistentee.atomic_files import naming_file
 from consistentee.measures.layer_outputs import MODEL_INPUTS
 from consistentee.training.distributed import processes
 from consistentee.training.losses import Loss
+from consistentee_ext.progress import progress_bar
 
 EXIT_INPUTS = ("states", "exit_logits", "alpha")  # inputs of `PolicyNetwork`
 
@@ -54,20 +58,26 @@ class EpochSampler(Sampler[int]):
         return iter(grouped)
 
 
-class PhaseProgress(ProgressCallback):
+class PhaseProgress(TrainerCallback):
     """One progress bar for each phase, with its name and its last loss."""
 
-    training_bar: Any  # None on all processes but one
-
     def __init__(self, phase: str) -> None:
-        super().__init__()
         self.phase = phase
+        self.bar: tqdm[Any] | None = None  # None on all processes but one
 
-    def on_train_begin(self, *args: Any, **options: Any) -> None:
-        """Open the bar and name it after the phase."""
-        super().on_train_begin(*args, **options)
-        if self.training_bar is not None:
-            self.training_bar.set_description(self.phase)
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, **options: Any
+    ) -> None:
+        """Open the bar."""
+        if state.is_world_process_zero:
+            self.bar = progress_bar(state.max_steps, self.phase, "step", done=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, *rest: Any, **options: Any
+    ) -> None:
+        """Move it."""
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
         self,
@@ -78,13 +88,13 @@ class PhaseProgress(ProgressCallback):
         **options: Any,
     ) -> None:
         """Show the last loss."""
-        if self.training_bar is not None and logs and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.4g}")
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{logs['loss']:.4g}", refresh=False)
 
     def close(self) -> None:
         """Close the bar, which ends its line."""
-        if self.training_bar is not None:
-            self.training_bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 class PhaseTrainer(Trainer):
@@ -152,8 +162,8 @@ class PhaseTrainer(Trainer):
         )
         super().__init__(args=arguments, **options)
         self.progress = PhaseProgress(phase)
-        if self.pop_callback(ProgressCallback):
-            self.add_callback(self.progress)
+        self.pop_callback(DEFAULT_PROGRESS_CALLBACK)
+        self.add_callback(self.progress)
         self.phase = phase
         self.loss = loss
         self.batch_size = batch_size
@@ -171,6 +181,10 @@ class PhaseTrainer(Trainer):
         finally:
             torch.set_num_threads(threads)
             self.progress.close()
+
+    def _save_checkpoint(self, *arguments: Any) -> None:
+        with naming_file(self.args.output_dir or ""):
+            super()._save_checkpoint(*arguments)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
         return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
