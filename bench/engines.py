@@ -149,6 +149,7 @@ def truncated(workload: Workload) -> Pass:
     layers = round(len(model.heads) / workload.layer_ratio)
     model.backbone.encoder.layer = model.backbone.encoder.layer[:layers]
     model.heads = model.heads[:layers]
+    model.config.backbone.num_hidden_layers = layers
     encoder = FastEarlyExitEncoder(model, exit_layers=[])
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 

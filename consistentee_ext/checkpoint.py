@@ -38,19 +38,10 @@ class EarlyExitModel(nn.Module):
     def __init__(self, config: ConsistentEEConfig) -> None:
         super().__init__()
         check_family(config.backbone, "backbone")
-        assert config.num_labels is not None  # by the configuration
         self.config = config
         self.backbone = AutoModel.from_config(config.backbone)
         self.backbone.pooler = None
-        self.heads = build_exit_heads(
-            config.backbone.hidden_size,
-            config.backbone.num_hidden_layers,
-            config.num_labels,
-            config.policy_input,
-            config.policy_size,
-            adjustable=config.alpha_range is not None,
-            multi_label=config.multi_label,
-        )
+        self.heads = build_exit_heads(config)
 
 
 def load_checkpoint(source: Source) -> nn.Module:

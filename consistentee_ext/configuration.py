@@ -17,6 +17,7 @@ from consistentee_ext.names import (
     REGRESSION,
     SINGLE_LABEL,
 )
+from consistentee_ext.weights import STATE_ACTIVATIONS
 
 
 class ConsistentEEConfig(PreTrainedConfig):
@@ -41,9 +42,13 @@ class ConsistentEEConfig(PreTrainedConfig):
         max_tokens: texts are cut to so many tokens, special ones included; None for as many as the
             encoder has positions for.
         label_std: standard deviation of the training labels; regression only.
+        last_pooling: of the last head, where it is not `pooling`: that of a model whose earlier
+            exits were added.
+        last_activation: of the last head's pooler, ``"tanh"`` or ``"relu"``.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
             ``problem_type="regression"`` predicts a number in place of a class,
-            ``"multi_label_classification"`` a set of labels.
+            ``"multi_label_classification"`` a set of labels. One label without a problem type is a
+            score, such as a cross-encoder's.
 
     Raises:
         ValueError: a field is outside its range.
@@ -65,6 +70,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         metric: str = "accuracy",
         label_std: float = 1.0,
         max_tokens: int | None = None,
+        last_pooling: str | None = None,
+        last_activation: str = "tanh",
         **kwargs: Any,
     ) -> None:
         if backbone is None:
@@ -73,21 +80,17 @@ class ConsistentEEConfig(PreTrainedConfig):
             if "model_type" not in backbone:
                 raise ValueError("backbone: expected a dict with a 'model_type', got none")
             backbone = AutoConfig.for_model(**backbone)
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling: expected one of {POOLINGS}, got {pooling!r}")
-        if policy_input is None:
-            is_regression = kwargs.get("problem_type") == REGRESSION
-            policy_input = "state" if is_regression else "prediction"
-        if policy_input not in POLICY_INPUTS:
-            raise ValueError(f"policy_input: expected one of {POLICY_INPUTS}, got {policy_input!r}")
+        _check_one_of("pooling", pooling, POOLINGS)
+        _check_one_of("last_pooling", last_pooling, (None, *POOLINGS))
+        _check_one_of("last_activation", last_activation, STATE_ACTIVATIONS)
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
         _check_alpha(alpha, alpha_range, backbone.num_hidden_layers)
-        check_criterion(criterion, kwargs.get("problem_type") == MULTI_LABEL)
         check_threshold(threshold)
+        if max_tokens is not None and max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
         self.backbone = backbone
         self.pooling = pooling
-        self.policy_input = policy_input
         self.policy_size = policy_size
         self.criterion = criterion
         self.threshold = threshold
@@ -95,31 +98,60 @@ class ConsistentEEConfig(PreTrainedConfig):
         self.alpha_range = None if alpha_range is None else list(alpha_range)
         self.metric = metric
         self.label_std = label_std
-        if max_tokens is not None and max_tokens < 1:
-            raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
         self.max_tokens = max_tokens
+        self.last_pooling = last_pooling
+        self.last_activation = last_activation
         super().__init__(**kwargs)
-        if self.regression:
-            if self.num_labels != 1:
-                raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
-            if policy_input == "prediction":
-                raise ValueError(
-                    "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
-                    "which says nothing of a number"
-                )
-        elif self.num_labels is None or self.num_labels < 2:
-            raise ValueError(f"num_labels: expected at least 2 classes, got {self.num_labels}")
-        check_metric(metric, self.num_labels, self.problem_type or SINGLE_LABEL)
+        check_criterion(criterion, self.multi_label)
+        if self.problem_type == REGRESSION and self.num_labels != 1:
+            raise ValueError(f"num_labels: expected 1 in regression, got {self.num_labels}")
+        if not self.num_labels:
+            raise ValueError(f"num_labels: expected at least 1, got {self.num_labels}")
+        if policy_input is None:
+            policy_input = "state" if self.regression else "prediction"
+        _check_one_of("policy_input", policy_input, POLICY_INPUTS)
+        if self.regression and policy_input == "prediction":
+            raise ValueError(
+                "policy_input: expected 'state' or 'both' in regression, got 'prediction', "
+                "which says nothing of a number"
+            )
+        self.policy_input = policy_input
+        check_metric(metric, self.num_labels, self.answer_type)
+
+    @property
+    def answer_type(self) -> str:
+        """See `answer_type`."""
+        return answer_type(self)
+
+    @property
+    def poolings(self) -> list[str]:
+        """What the head of each layer reads."""
+        early = [self.pooling] * (self.backbone.num_hidden_layers - 1)
+        return [*early, self.last_pooling or self.pooling]
 
     @property
     def regression(self) -> bool:
         """Whether the model predicts a number in place of a class."""
-        return self.problem_type == REGRESSION
+        return self.answer_type == REGRESSION
 
     @property
     def multi_label(self) -> bool:
         """Whether the model predicts a set of labels in place of a class."""
-        return self.problem_type == MULTI_LABEL
+        return self.answer_type == MULTI_LABEL
+
+
+def answer_type(config: PreTrainedConfig) -> str:
+    """What a model answers with, a value of ``problem_type``; one number alone is a regression's,
+    also where it is a cross-encoder's score.
+    """
+    if config.problem_type == MULTI_LABEL:
+        return MULTI_LABEL
+    return REGRESSION if config.num_labels == 1 else SINGLE_LABEL
+
+
+def _check_one_of(name: str, value: object, known: Sequence[object]) -> None:
+    if value not in known:
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
 
 
 def _check_alpha(alpha: Any, alpha_range: Any, num_layers: int) -> None:

@@ -29,3 +29,5 @@ METRICS_OF: dict[str, tuple[Metric, ...]] = {
     MULTI_LABEL: ("accuracy", "f1_micro", "f1_macro"),
     REGRESSION: ("spearman",),
 }
+
+TOLERANCE = 0.05  # by how much a number may differ and be the same answer

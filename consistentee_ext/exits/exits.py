@@ -94,19 +94,19 @@ def model_exits(
     multi_label = model.config.problem_type == MULTI_LABEL
     if hasattr(model, "heads"):
         heads: Sequence[ExitHead] = model.heads
-        pooling = model.config.pooling
+        poolings = model.config.poolings
         return {
             layer: Exit.from_modules(
                 pooling,
                 head.pooler,
-                "tanh",
+                head.activation,
                 head.classifier,
                 head.policy,
                 multi_label,
                 dtype,
                 device,
             )
-            for layer, head in enumerate(heads, start=1)
+            for layer, (head, pooling) in enumerate(zip(heads, poolings, strict=True), start=1)
         }
     pooler, activation, classifier = FAMILIES[backbone.config.model_type].read_head(model)
     expect(pooler, nn.Linear, "the head's pooler")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from consistentee_ext.ops.prediction import NUM_STATISTICS, prediction_statistics
 
-POOLINGS = ("cls", "mean")
+if TYPE_CHECKING:
+    from consistentee_ext.configuration import ConsistentEEConfig
 
 
 class HeadOutput(NamedTuple):
@@ -71,8 +72,8 @@ def alpha_feature(alpha: Tensor | float, alpha_range: Sequence[float]) -> Tensor
 class ExitHead(nn.Module):
     """Pooler, classifier and policy of one exit layer.
 
-    ``state = tanh(W x + b)``, ``logits = C state + c``, where x is the pooled hidden state of a
-    row. Training calls the module; the engine reads its weights.
+    ``state = f(W x + b)``, ``logits = C state + c``, where x is the pooled hidden state of a row.
+    Training calls the module; the engine reads its weights.
 
     Args:
         hidden_size: H.
@@ -83,6 +84,7 @@ class ExitHead(nn.Module):
         dropout: probability of dropping a state's element before the classifier, in training.
         adjustable: the policy reads the `alpha_feature` as well.
         multi_label: labels are independent.
+        activation: f, ``"tanh"`` or ``"relu"``.
     """
 
     def __init__(
@@ -94,9 +96,11 @@ class ExitHead(nn.Module):
         dropout: float = 0.0,
         adjustable: bool = False,
         multi_label: bool = False,
+        activation: str = "tanh",
     ) -> None:
         super().__init__()
         self.multi_label = multi_label
+        self.activation = activation
         self.pooler = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_labels)
@@ -117,7 +121,7 @@ class ExitHead(nn.Module):
                 `consistentee_ext.ops.prediction.answers`.
             feature: ``[B]``, of an adjustable policy, its `alpha_feature`.
         """
-        state = torch.tanh(self.pooler(pooled))
+        state = getattr(torch, self.activation)(self.pooler(pooled))
         logits = self.classifier(self.dropout(state))
         return HeadOutput(state, logits, self.decide(state, logits, previous, feature))
 
@@ -138,29 +142,24 @@ class ExitHead(nn.Module):
         return logit
 
 
-def build_exit_heads(
-    hidden_size: int,
-    num_layers: int,
-    num_labels: int,
-    policy_input: str | None,
-    policy_size: int = 32,
-    dropout: float = 0.0,
-    adjustable: bool = False,
-    multi_label: bool = False,
-) -> nn.ModuleList:
+def build_exit_heads(config: ConsistentEEConfig, dropout: float = 0.0) -> nn.ModuleList:
     """One head a layer; the last layer, at which every row leaves, has no policy (``p_L := 1``)."""
-    return nn.ModuleList(
-        ExitHead(
-            hidden_size,
+    num_layers, num_labels = config.backbone.num_hidden_layers, config.num_labels
+    assert num_labels is not None  # by the configuration
+
+    def build(last: bool) -> ExitHead:
+        return ExitHead(
+            config.backbone.hidden_size,
             num_labels,
-            policy_input if layer < num_layers else None,
-            policy_size,
+            None if last else config.policy_input,
+            config.policy_size,
             dropout,
-            adjustable,
-            multi_label,
+            adjustable=config.alpha_range is not None,
+            multi_label=config.multi_label,
+            activation=config.last_activation if last else "tanh",
         )
-        for layer in range(1, num_layers + 1)
-    )
+
+    return nn.ModuleList(build(layer == num_layers) for layer in range(1, num_layers + 1))
 
 
 def check_alpha(value: object, alpha_range: Sequence[float] | None) -> float:

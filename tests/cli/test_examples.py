@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -33,7 +34,9 @@ def classifier(folder: Path, backbone: Path, labels: int) -> Path:
 
 def test_all_are_tried_here_and_short() -> None:
     names = {path.name for path in EXAMPLES.iterdir()}
-    assert names == {"classify.py", "pipeline.py", "cross_encoder.py", "train_your_own.py"}
+    assert names == {
+        "add_exits.py", "classify.py", "cross_encoder.py", "pipeline.py", "train_your_own.py"
+    }  # fmt: skip
     assert all(len((EXAMPLES / name).read_text().splitlines()) < 30 for name in names)
 
 
@@ -61,4 +64,15 @@ def test_cross_encoder(tmp_path: Path, backbone: Path) -> None:
 def test_train_your_own(tmp_path: Path, backbone: Path, data: Path) -> None:
     *_, last = run_example("train_your_own.py", backbone, data, tmp_path / "mine")
     assert last.endswith("of 3 layers a row")
+    assert 1.0 <= float(last.split()[0]) <= 3.0
+
+
+def test_add_exits(tmp_path: Path, backbone: Path) -> None:
+    texts = tmp_path / "texts.csv"
+    choose = random.Random(0)
+    lines = [" ".join(choose.choices(["good", "bad", "film", "was"], k=5)) for _ in range(700)]
+    texts.write_text("\n".join(["text", *lines]) + "\n")
+    folder = classifier(tmp_path / "model", backbone, 3)
+    *_, answer, last = run_example("add_exits.py", folder, texts, tmp_path / "mine")
+    assert "LABEL_" in answer
     assert 1.0 <= float(last.split()[0]) <= 3.0

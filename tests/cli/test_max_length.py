@@ -12,8 +12,8 @@ from support.command_line import Run, check_one_line
 from support.files import write
 from transformers import AutoTokenizer
 
+from consistentee.data.encode import encode_for
 from consistentee.data.tables import load_table, load_texts
-from consistentee.evaluation.checkpoints import encode_for
 from consistentee.evaluation.evaluate import load_model
 from consistentee_ext import FastEarlyExitEncoder
 
@@ -59,7 +59,9 @@ def test_predict_cuts_rows_there(run: Callable[..., Run], short: Path, tmp_path:
 def test_evaluate_and_calibrate_cut_rows_there(short: Path, tmp_path: Path) -> None:
     lines = "".join(f"{text}\tpraise\n" for text in LONG)
     table = load_table(write(tmp_path / "t.tsv", "text\tlabel\n" + lines))
-    data = encode_for(load_model(short), table, AutoTokenizer.from_pretrained(short))
+    model = load_model(short)
+    tokenizer = AutoTokenizer.from_pretrained(short)
+    data = encode_for(model.config, table, tokenizer, model.max_length)
     assert data["length"][:] == [4, 4, 4]
 
 

@@ -11,8 +11,8 @@ from support.models import random_batch, tiny_model
 from transformers import BertTokenizer
 
 from consistentee.data.batch import Batch
+from consistentee.data.labels import class_names
 from consistentee.evaluation.evaluate import (
-    class_names,
     evaluate,
     full_depth_logits,
     padded_batches,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.models import tiny_bert_config
 
+from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import ExitHead, build_exit_heads
 from consistentee_ext.ops import reference
 from consistentee_ext.ops.prediction import prediction_statistics
@@ -47,7 +49,8 @@ def test_the_policy_does_not_train_the_classifier() -> None:
 
 
 def test_the_last_layer_has_no_policy() -> None:
-    heads = build_exit_heads(8, 3, 2, "both")
+    backbone = tiny_bert_config(hidden_size=8, num_hidden_layers=3)
+    heads = build_exit_heads(ConsistentEEConfig(backbone, policy_input="both", num_labels=2))
     assert [head.policy is None for head in heads] == [False, False, True]
     assert heads[2](torch.randn(1, 8), torch.zeros(1)).policy_logits is None
     first = heads[0]

@@ -199,7 +199,10 @@ def test_other_families(config, tmp_path):
         ({"threshold": 0.0}, "threshold: expected a number in (0, 1], got 0.0"),
         ({"alpha": -0.1}, "alpha: expected a number of at least 0, got -0.1"),
         ({"alpha": float("nan")}, "alpha: expected a number of at least 0, got nan"),
-        ({"num_labels": 1}, "num_labels: expected at least 2 classes, got 1"),
+        ({"num_labels": 1}, "metric: expected one of ('spearman',) in regression, got 'accuracy'"),
+        ({"num_labels": 0}, "num_labels: expected at least 1, got 0"),
+        ({"last_pooling": "max"}, "last_pooling: expected one of"),
+        ({"last_activation": "gelu"}, "last_activation: expected one of"),
         ({"backbone": {}}, "backbone: expected a dict with a 'model_type', got none"),
     ],
 )

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from consistentee.training import phases as phases_module
+from consistentee.training import phase as phase_module
 from consistentee.training.trainer import PhaseTrainer
 
 
@@ -37,7 +37,7 @@ class Recorder(PhaseTrainer):
 def recorded() -> Iterator[list[Recorder]]:
     """The phases that are trained inside, one after the other."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(phases_module, "PhaseTrainer", Recorder)
+        patch.setattr(phase_module, "PhaseTrainer", Recorder)
         patch.setattr(Recorder, "phases", [])
         yield Recorder.phases
 

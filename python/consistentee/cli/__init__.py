@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from consistentee.cli.checkpoints import calibrate, evaluate, predict, report
+from consistentee.cli.exits import add_exits
 from consistentee.cli.options import Option, Seed, expand_options
 from consistentee.cli.tables import show_metrics
 from consistentee.cli.training import compare, train
@@ -17,7 +18,7 @@ from consistentee.cli.training import compare, train
 INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Early-exit classifiers: train, calibrate, evaluate, compare, report, predict.",
+    help="Early-exit classifiers: train, add exits, calibrate, evaluate, compare, report, predict.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -43,7 +44,8 @@ def backends() -> None:
     Console().print(backend_report(), highlight=False)
 
 
-for command in (train, calibrate, evaluate, compare, report, predict, demo, backends):
+COMMANDS = (train, add_exits, calibrate, evaluate, compare, report, predict, demo, backends)
+for command in COMMANDS:
     app.command()(expand_options(command))
 
 

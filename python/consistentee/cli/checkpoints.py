@@ -16,19 +16,26 @@ from consistentee.cli.options import (
     Option,
     TextColumns,
     Threshold,
+    Tolerance,
 )
 from consistentee.cli.tables import quality_rows, show, show_metrics
+from consistentee_ext.names import TOLERANCE
 
 
 def calibrate(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder; its config is written.")],
     data: Annotated[
-        Path, Option("--data", help="File of labelled text that the model was not trained on.")
+        Path, Option("--data", help="File of text that the model was not trained on, with labels.")
     ],
     max_accuracy_drop: Annotated[
         float | None, Option(help="Lose at most this much accuracy, guaranteed.")
     ] = None,
-    confidence: Annotated[float, Option(help="Confidence of that guarantee.")] = 0.95,
+    max_disagreement: Annotated[
+        float | None,
+        Option(help="Change at most this share of full depth's answers, guaranteed; no labels."),
+    ] = None,
+    confidence: Annotated[float, Option(help="Confidence of a guarantee.")] = 0.95,
+    tolerance: Tolerance = TOLERANCE,
     layer_ratio: Annotated[
         float | None, Option(help="Reach at least this layer ratio: layers / mean exit layer.")
     ] = None,
@@ -40,20 +47,25 @@ def calibrate(
     label_column: LabelColumn = None,
 ) -> None:
     """Find the exit threshold for one goal; write it into the checkpoint's config."""
-    from consistentee.data.tables import load_table
+    from consistentee.data.tables import load_table, load_texts
     from consistentee.evaluation.checkpoints import (
+        answer_type_of,
         calibrate_checkpoint,
         local_config,
-        problem_type_of,
     )
 
     local_config(checkpoint)  # raises
-    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
+    if max_disagreement is None:
+        table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
+    else:
+        _, table = load_texts(data, text_column or None)
     found = calibrate_checkpoint(
         checkpoint,
         table,
         max_accuracy_drop=max_accuracy_drop,
+        max_disagreement=max_disagreement,
         confidence=confidence,
+        tolerance=tolerance,
         layer_ratio=layer_ratio,
         latency_ms=latency_ms,
         batch_size=batch_size,
@@ -63,7 +75,8 @@ def calibrate(
         {
             "threshold": f"{found.threshold:.4f}",
             "layer ratio": f"{found.layer_ratio:.2f}",
-            **quality_rows(found.quality),
+            "other answers than at full depth": f"{found.disagreement:.2%}",
+            **({} if found.quality is None else quality_rows(found.quality)),
         },
     )
 
@@ -80,11 +93,11 @@ def evaluate(
     """Measure accuracy, layers and seconds, compared with the same model at full depth."""
     from consistentee.atomic_files import check_writable, write_json
     from consistentee.data.tables import load_table
-    from consistentee.evaluation.checkpoints import evaluate_checkpoint, problem_type_of
+    from consistentee.evaluation.checkpoints import answer_type_of, evaluate_checkpoint
 
     if json is not None:
         check_writable(json)
-    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
+    table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     metrics = evaluate_checkpoint(checkpoint, table, threshold, alpha).metrics
     if json is not None:
         write_json(json, metrics)
@@ -123,13 +136,13 @@ def report(
     """Write a page about early exit on a labelled file: curves, exits, seconds."""
     from consistentee.atomic_files import read_json
     from consistentee.data.tables import load_table
-    from consistentee.evaluation.checkpoints import problem_type_of
+    from consistentee.evaluation.checkpoints import answer_type_of
     from consistentee.report.measure import build_report
     from consistentee.report.write import check_report, write_report
 
     check_report(output)
     curves = None if comparison is None else read_json(comparison)
-    table = load_table(data, text_column or None, label_column, problem_type_of(checkpoint))
+    table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)
     write_report(output, page)
     Console().print(f"report: {output}")

@@ -34,6 +34,7 @@ Alpha = Annotated[
     float | None,
     Option(help="Cost of a layer, for a model trained with --alpha-range."),
 ]
+Tolerance = Annotated[float, Option(help="By how much a score or a number may differ.")]
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
 Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]

@@ -8,10 +8,21 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from consistentee.data.labels import label_names, numbers
+from consistentee.data.labels import class_names, label_names, numbers
+from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.names import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 BATCH_ROWS = 1000
+
+
+def encode_for(
+    config: ConsistentEEConfig, table: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int
+) -> Dataset:
+    """Tokenize a table, with its labels if it has any, for a model of this configuration."""
+    if "label" not in table.column_names:
+        return encode(table, tokenizer, max_length)
+    names = None if config.regression else class_names(config)
+    return encode(table, tokenizer, max_length, names, config.answer_type)
 
 
 def encode(

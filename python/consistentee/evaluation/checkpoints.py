@@ -12,29 +12,30 @@ from datasets import Dataset
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedConfig,
-    PreTrainedTokenizerBase,
 )
 
 from consistentee.atomic_files import write_json
-from consistentee.data.encode import encode
-from consistentee.evaluation.calibration import (
-    threshold_for_accuracy,
-    threshold_for_latency,
-    threshold_for_ratio,
-)
+from consistentee.data.encode import encode_for
 from consistentee.evaluation.evaluate import (
     Evaluation,
-    class_names,
     evaluate,
     latency_of,
     load_model,
 )
-from consistentee.measures.exit_scores import exit_scores
+from consistentee.measures.agreement import agreement
+from consistentee.measures.calibration import (
+    threshold_for_accuracy,
+    threshold_for_agreement,
+    threshold_for_latency,
+    threshold_for_ratio,
+)
+from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.measures.metrics import Quality
-from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.configuration import answer_type
+from consistentee_ext.names import TOLERANCE
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,14 @@ class Calibration:
     Attributes:
         threshold: as written into the checkpoint.
         layer_ratio: ``L / mean exit layer``.
-        quality: by the task's metric.
+        disagreement: share of the rows that get another answer than at full depth.
+        quality: by the task's metric; None without labels.
     """
 
     threshold: float
     layer_ratio: float
-    quality: Quality
-
-
-def encode_for(
-    model: ConsistentEEForSequenceClassification, table: Dataset, tokenizer: PreTrainedTokenizerBase
-) -> Dataset:
-    """Tokenize a labelled table for a trained model."""
-    config = model.config
-    names = None if config.regression else class_names(config)
-    return encode(table, tokenizer, model.max_length, names, config.problem_type)
+    disagreement: float
+    quality: Quality | None
 
 
 def local_config(checkpoint: str | os.PathLike[str]) -> Path:
@@ -73,11 +67,17 @@ def local_config(checkpoint: str | os.PathLike[str]) -> Path:
     return file
 
 
-def problem_type_of(checkpoint: str | os.PathLike[str]) -> str | None:
-    """What a checkpoint predicts, and so what its labels are, as its config.json says."""
-    config, _ = PreTrainedConfig.get_config_dict(checkpoint)
-    problem_type: str | None = config.get("problem_type")
-    return problem_type
+def answer_type_of(checkpoint: str | os.PathLike[str]) -> str:
+    """What a checkpoint answers with, and so what its labels are, as its config.json says."""
+    fields, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    config = PreTrainedConfig.from_dict(
+        {
+            name: fields[name]
+            for name in ("problem_type", "num_labels", "id2label")
+            if name in fields
+        }
+    )
+    return answer_type(config)
 
 
 def evaluate_checkpoint(
@@ -90,7 +90,7 @@ def evaluate_checkpoint(
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
     _check_trained(checkpoint, encoder)
     model = load_model(checkpoint)
-    data = encode_for(model, table, encoder.tokenizer)
+    data = encode_for(model.config, table, encoder.tokenizer, model.max_length)
     return evaluate(encoder, model, data, encoder.tokenizer)
 
 
@@ -99,7 +99,9 @@ def calibrate_checkpoint(
     table: Dataset,
     *,
     max_accuracy_drop: float | None = None,
+    max_disagreement: float | None = None,
     confidence: float = 0.95,
+    tolerance: float = TOLERANCE,
     layer_ratio: float | None = None,
     latency_ms: float | None = None,
     batch_size: int = 1,
@@ -108,10 +110,13 @@ def calibrate_checkpoint(
 
     Args:
         checkpoint: a local folder.
-        table: labelled rows that the model was not trained on.
+        table: rows that the model was not trained on; only `max_accuracy_drop` needs labels.
         max_accuracy_drop: goal: lose at most this accuracy, guaranteed, see
-            `consistentee.evaluation.calibration.threshold_for_accuracy`.
-        confidence: of that guarantee.
+            `consistentee.measures.calibration.threshold_for_accuracy`.
+        max_disagreement: goal: at most this share of rows gets another answer than at full depth,
+            guaranteed, see `threshold_for_agreement`.
+        confidence: of a guarantee.
+        tolerance: by how much a number may differ, see `consistentee.measures.agreement.agreement`.
         layer_ratio: goal: at least this ratio on these rows, see `threshold_for_ratio`.
         latency_ms: goal: at most so many milliseconds for a call of `batch_size` rows, on average,
             measured here, see `threshold_for_latency`.
@@ -122,38 +127,52 @@ def calibrate_checkpoint(
             calibrated.
     """
     config_file = local_config(checkpoint)
-    goals = sum(goal is not None for goal in (max_accuracy_drop, layer_ratio, latency_ms))
-    if goals != 1:
+    goals = (max_accuracy_drop, max_disagreement, layer_ratio, latency_ms)
+    given = sum(goal is not None for goal in goals)
+    if given != 1:
         raise ValueError(
-            f"calibrate: expected one of max_accuracy_drop, layer_ratio and latency_ms, got {goals}"
+            "calibrate: expected one of max_accuracy_drop, max_disagreement, layer_ratio and "
+            f"latency_ms, got {given}"
         )
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
     _check_trained(checkpoint, encoder)
     model = load_model(checkpoint)
     config = model.config
-    data = encode_for(model, table, encoder.tokenizer)
+    data = encode_for(model.config, table, encoder.tokenizer, model.max_length)
     output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
     scores = exit_scores(
         config.criterion, output.exit_logits, output.policy_logits, config.multi_label
     )
-    labels = torch.tensor(data["labels"])
+    agrees = agreement(output.exit_logits, output.logits, config, tolerance)
+    labels = torch.tensor(data["labels"]) if "labels" in data.column_names else None
     if layer_ratio is not None:
         threshold = threshold_for_ratio(scores, layer_ratio)
     elif latency_ms is not None:
         latency = latency_of(encoder, data, batch_size)
         threshold = threshold_for_latency(scores, latency_ms, latency)
+    elif max_disagreement is not None:
+        threshold = threshold_for_agreement(scores, agrees, max_disagreement, confidence)
     else:
-        assert max_accuracy_drop is not None  # the third goal
+        assert max_accuracy_drop is not None  # the fourth goal
         if config.regression:
             raise ValueError("max_accuracy_drop: expected a classifier, got a regression")
+        if labels is None:
+            raise ValueError("max_accuracy_drop: expected labels, got a table without")
         correct = correct_layers(output.exit_logits, labels)
         threshold = threshold_for_accuracy(scores, correct, max_accuracy_drop, confidence)
     config.threshold = threshold
     written = json.loads(config_file.read_text(encoding="utf-8"))
     write_json(config_file, {**written, "threshold": threshold})
-    report = exit_report(output, labels, config)
-    quality = Quality.from_figures(report, config.metric)
-    return Calibration(threshold, report["layer_ratio"], quality)
+    exits = leave_at(scores, threshold)
+    quality = None
+    if labels is not None:
+        quality = Quality.from_figures(exit_report(output, labels, config), config.metric)
+    return Calibration(
+        threshold,
+        layer_ratio=agrees.shape[1] / exits.double().mean().item(),
+        disagreement=1.0 - at_exit(agrees, exits).double().mean().item(),
+        quality=quality,
+    )
 
 
 def _check_trained(checkpoint: str | os.PathLike[str], encoder: FastEarlyExitEncoder) -> None:

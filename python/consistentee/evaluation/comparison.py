@@ -30,8 +30,8 @@ from torch import Tensor
 from transformers import AutoConfig, DataCollatorWithPadding
 
 from consistentee.atomic_files import Json, write_json
-from consistentee.evaluation.calibration import threshold_for_ratio
 from consistentee.evaluation.evaluate import load_model
+from consistentee.measures.calibration import threshold_for_ratio
 from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
 from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.hardness import correct_layers

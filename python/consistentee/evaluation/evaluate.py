@@ -13,7 +13,7 @@ import torch
 from datasets import Dataset
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import DataCollatorWithPadding, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase
 
 from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
@@ -55,17 +55,10 @@ def load_model(checkpoint: str | os.PathLike[str]) -> ConsistentEEForSequenceCla
     return model
 
 
-def class_names(config: PreTrainedConfig) -> list[str]:
-    """The label of each class, in order."""
-    assert config.id2label is not None  # `PreTrainedConfig` fills it in
-    names = {int(index): name for index, name in config.id2label.items()}
-    return [names[index] for index in sorted(names)]
-
-
 def full_depth_logits(model: ConsistentEEForSequenceClassification, batch: Batch) -> Tensor:
     """Logits of the last layer, as a Hugging Face model computes them: all layers, one head."""
     hidden = model.backbone(**batch).last_hidden_state
-    weights = pooling_weights(batch["attention_mask"], model.config.pooling).to(hidden.dtype)
+    weights = pooling_weights(batch["attention_mask"], model.config.poolings[-1]).to(hidden.dtype)
     pooled = torch.bmm(weights[:, None], hidden)[:, 0]
     no_label = torch.full((len(pooled),), -1, device=pooled.device)
     logits: Tensor = model.heads[-1](pooled, no_label).logits
@@ -153,8 +146,8 @@ def evaluate(
     del outputs[len(batches) :], full[len(batches) :]
     config = model.config
     exit_layers = _join(outputs, "exit_layers")
-    predicted = predictions(_join(outputs, "logits"), config.problem_type)
-    at_full_depth = predictions(torch.cat(full), config.problem_type)
+    predicted = predictions(_join(outputs, "logits"), config.answer_type)
+    at_full_depth = predictions(torch.cat(full), config.answer_type)
     mean_exit_layer = exit_layers.float().mean().item()
     histogram = torch.bincount(exit_layers, minlength=encoder.num_layers + 1)[1:]
     names = {config.metric} if config.regression else {"accuracy", config.metric}

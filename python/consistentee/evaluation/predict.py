@@ -16,8 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from consistentee.atomic_files import Json, check_table, write_table
+from consistentee.data.labels import class_names
 from consistentee.data.tables import load_texts
-from consistentee.evaluation.evaluate import class_names
 from consistentee.evaluation.kept_rows import KeptRows
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.names import MULTI_LABEL, REGRESSION

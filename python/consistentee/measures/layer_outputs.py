@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import Tensor
@@ -25,20 +24,24 @@ def pooled_states(
     data: Dataset,
     collate: DataCollatorWithPadding,
     batch_size: int = 64,
+    out: Tensor | None = None,
 ) -> Tensor:
     """What the heads read of each row, in the order of `data`: ``[N, L, H]`` float32.
 
-    Rows of like length share a batch.
+    Rows of like length share a batch. `out` is where they are written; by default they are on the
+    model's device.
     """
     model.eval()
-    order = np.argsort(data["length"], kind="stable")
-    states = []
+    shape = (len(data), len(model.heads), model.config.backbone.hidden_size)
+    states = torch.empty(shape, device=model.device) if out is None else out
+    order = torch.tensor(data["length"]).argsort(stable=True)
     with progress_bar(len(data), "outputs of all layers", "row") as bar:
-        for batch in DataLoader(data.select(order), batch_size, collate_fn=collate):
+        loader = DataLoader(data.select(order), batch_size, collate_fn=collate)
+        for rows, batch in zip(order.split(batch_size), loader, strict=True):
             inputs = {name: batch[name].to(model.device) for name in MODEL_INPUTS if name in batch}
-            states.append(model.pooled_states(**inputs))
-            bar.update(len(batch["input_ids"]))
-    return torch.cat(states)[torch.from_numpy(np.argsort(order))]
+            states[rows] = model.pooled_states(**inputs).to(states)
+            bar.update(len(rows))
+    return states
 
 
 @torch.no_grad()
@@ -71,7 +74,7 @@ def exit_report(output: ConsistentEEOutput, labels: Tensor, config: Any) -> dict
         ``mean_exit_layer`` and ``layer_ratio`` (L over it).
     """
     metric = config.metric
-    predicted = predictions(output.exit_logits, config.problem_type)
+    predicted = predictions(output.exit_logits, config.answer_type)
     scores = exit_scores(
         config.criterion, output.exit_logits, output.policy_logits, config.multi_label
     )

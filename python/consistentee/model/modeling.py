@@ -60,16 +60,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         self.num_labels = config.num_labels
         self.backbone = AutoModel.from_config(config.backbone)
         self.backbone.pooler = None  # each head has its own
-        self.heads = build_exit_heads(
-            config.backbone.hidden_size,
-            config.backbone.num_hidden_layers,
-            self.num_labels,
-            config.policy_input,
-            config.policy_size,
-            dropout=_dropout(config.backbone),
-            adjustable=config.alpha_range is not None,
-            multi_label=config.multi_label,
-        )
+        self.heads = build_exit_heads(config, _dropout(config.backbone))
         self.post_init()
 
     @property
@@ -191,8 +182,12 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         hidden_states = self.backbone(**inputs, output_hidden_states=True).hidden_states[1:]
-        weights = pooling_weights(attention_mask, self.config.pooling).to(hidden_states[0].dtype)
-        pooled = [torch.bmm(weights[:, None], hidden)[:, 0] for hidden in hidden_states]
+        weights = {
+            pooling: pooling_weights(attention_mask, pooling).to(hidden_states[0].dtype)[:, None]
+            for pooling in set(self.config.poolings)
+        }
+        layers = zip(self.config.poolings, hidden_states, strict=True)
+        pooled = [torch.bmm(weights[pooling], hidden)[:, 0] for pooling, hidden in layers]
         return torch.stack(pooled, dim=1)
 
 

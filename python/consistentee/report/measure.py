@@ -18,10 +18,11 @@ from transformers import DataCollatorWithPadding
 
 from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
-from consistentee.evaluation.checkpoints import encode_for, evaluate_checkpoint, problem_type_of
+from consistentee.data.encode import encode_for
+from consistentee.data.labels import class_names
+from consistentee.evaluation.checkpoints import answer_type_of, evaluate_checkpoint
 from consistentee.evaluation.evaluate import (
     Evaluation,
-    class_names,
     load_model,
     padded_batches,
     time_passes,
@@ -67,9 +68,9 @@ def build_report(
         ValueError: the checkpoint is not a classifier or has no exits, or the comparison has other
             rows or layers.
     """
-    problem_type = problem_type_of(checkpoint) or SINGLE_LABEL
-    if problem_type != SINGLE_LABEL:
-        raise ValueError(f"checkpoint: expected a classifier, got a {problem_type}: {checkpoint}")
+    kind = answer_type_of(checkpoint)
+    if kind != SINGLE_LABEL:
+        raise ValueError(f"checkpoint: expected a classifier, got a {kind}: {checkpoint}")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, alpha=alpha)
     compared = None
     if comparison is not None:
@@ -78,7 +79,7 @@ def build_report(
     model = load_model(checkpoint)
     if alpha is not None:
         model.config.alpha = alpha
-    data = encode_for(model, table, encoder.tokenizer)
+    data = encode_for(model.config, table, encoder.tokenizer, model.max_length)
     output = exit_outputs(model, data, DataCollatorWithPadding(encoder.tokenizer))
     labels = torch.tensor(data["labels"])
     correct = correct_layers(output.exit_logits, labels)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.torch import load_model
 from torch import Tensor, nn
 from torch.utils.data import StackDataset
 from transformers import DataCollatorWithPadding, PreTrainedTokenizerBase, default_data_collator
@@ -21,10 +19,10 @@ from consistentee.measures.layer_outputs import exit_outputs, exit_report
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.model.policies import PolicyNetwork
 from consistentee.training.losses import Loss, Losses
+from consistentee.training.phase import run_phase
 from consistentee.training.policy_rows import PolicyRows, RowOutputs
-from consistentee.training.run_folder import RunFolder, read_log
+from consistentee.training.run_folder import RunFolder
 from consistentee.training.settings import TrainingSettings
-from consistentee.training.trainer import PhaseTrainer
 from consistentee.training.trunks import Trunk, TrunkWeights
 
 HARDNESS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -163,7 +161,7 @@ class Phases:
             batch_size=self.settings.policy_batch_size,
             head_learning_rate=self.settings.policy_learning_rate,
             alpha_range=self.model.config.alpha_range,
-            policies_alone=True,
+            recorded=True,
         )
 
     def train_jointly(self, name: str, trunk: Trunk, correct: Tensor) -> None:
@@ -217,29 +215,13 @@ class Phases:
             module: the module to train: the model, or its policies.
             options: of `PhaseTrainer`.
         """
-        result = self.run.result(name)
-        if result is not None:
-            load_model(self.model, result / "model.safetensors")
-            self.logs[name] = read_log(result)
-            return
-        start = time.perf_counter()
-        trainer = PhaseTrainer(
-            phase=name,
-            model=module,
-            output_dir=self.run.checkpoints(name),
-            seed=self.settings.seed,
-            bf16=self.settings.bf16,
-            **options,
-        )
-        trainer.train(resume_from_checkpoint=self.run.last_checkpoint(name))
-        seconds = time.perf_counter() - start
-        output = exit_outputs(self.model, self.dev_data, self.collate)
-        self.logs[name] = {
-            "seconds": round(seconds, 1),
-            "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
-            "dev": exit_report(output, torch.tensor(self.dev_data["labels"]), self.model.config),
-        }
-        self.run.complete(name, self.model.save_pretrained, self.logs[name])
+
+        def measure() -> Json:
+            output = exit_outputs(self.model, self.dev_data, self.collate)
+            return exit_report(output, torch.tensor(self.dev_data["labels"]), self.model.config)
+
+        options |= {"seed": self.settings.seed, "bf16": self.settings.bf16}
+        self.logs[name] = run_phase(self.run, name, self.model, module, measure, **options)
 
 
 def _numbered(phase: str, iteration: int) -> str:

@@ -146,6 +146,8 @@ def open_run(
     result.
     """
     trunks = plan_trunks(train_data["labels"], settings.held_out, settings.folds, settings.seed)
+    if config.get("num_labels") == 1 and config.get("problem_type") != REGRESSION:
+        raise ValueError("num_labels: expected at least 2 classes, got 1")
     if config.get("problem_type") == REGRESSION:
         config = {**config, "label_std": float(np.std(train_data["labels"]))}
     elif "policy_input" not in config:
@@ -222,8 +224,9 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
 
 
 def fingerprint(data: Dataset) -> str:
-    """A hash of the token ids and labels of a data set, in their order."""
+    """A hash of the token ids, and the labels if there are any, of a data set, in their order."""
     digest = hashlib.sha256()
-    for rows in data.select_columns(["input_ids", "labels"]).iter(1000):
+    columns = [name for name in ("input_ids", "labels") if name in data.column_names]
+    for rows in data.select_columns(columns).iter(1000):
         digest.update(json.dumps(rows).encode())
     return digest.hexdigest()

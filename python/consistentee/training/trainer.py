@@ -26,7 +26,8 @@ from consistentee.training.distributed import processes
 from consistentee.training.losses import Loss
 from consistentee_ext.progress import progress_bar
 
-EXIT_INPUTS = ("states", "exit_logits", "alpha")  # inputs of `PolicyNetwork`
+# What the heads alone read: inputs of `PolicyNetwork`, and of the model in place of its tokens.
+EXIT_INPUTS = ("states", "exit_logits", "alpha", "pooled_states")
 
 
 class EpochSampler(Sampler[int]):
@@ -115,9 +116,9 @@ class PhaseTrainer(Trainer):
         head_learning_rate: peak learning rate of ``heads.*``.
         learning_rate: peak learning rate of ``backbone.*``.
         bf16: run the model under bfloat16 autocast; weights and loss stay float32.
-        policies_alone: the model is a `PolicyNetwork` on states computed before. It is trained
-            without dropout, because its inputs had none; not checkpointed, because the phase is
-            short; and single-threaded, because its steps are too small to parallelise.
+        recorded: the model reads states that were computed before. It is trained without dropout,
+            because its inputs had none; not checkpointed, because the phase is short; and
+            single-threaded, because its steps are too small to parallelise.
         alpha_range: of an adjustable model: each row of each batch gets an alpha drawn
             log-uniformly from this range, for policies and loss.
         options: of the Trainer: model, data, collator.
@@ -135,7 +136,7 @@ class PhaseTrainer(Trainer):
         head_learning_rate: float,
         learning_rate: float = 0.0,
         bf16: bool = False,
-        policies_alone: bool = False,
+        recorded: bool = False,
         alpha_range: Sequence[float] | None = None,
         **options: Any,
     ) -> None:
@@ -153,7 +154,7 @@ class PhaseTrainer(Trainer):
             warmup_steps=0.06,
             seed=seed,
             logging_strategy="epoch",
-            save_strategy="no" if policies_alone else "epoch",
+            save_strategy="no" if recorded else "epoch",
             save_total_limit=1,
             remove_unused_columns=False,
             use_cpu=not torch.accelerator.is_available(),
@@ -169,13 +170,13 @@ class PhaseTrainer(Trainer):
         self.batch_size = batch_size
         self.head_learning_rate = head_learning_rate
         self.bf16 = bf16
-        self.policies_alone = policies_alone
+        self.recorded = recorded
         self.alpha_range = alpha_range
 
     def train(self, *args: Any, **options: Any) -> Any:
-        """Train the phase, policies alone on one thread."""
+        """Train the phase, on recorded states on one thread."""
         threads = torch.get_num_threads()
-        torch.set_num_threads(1 if self.policies_alone else threads)
+        torch.set_num_threads(1 if self.recorded else threads)
         try:
             return super().train(*args, **options)
         finally:
@@ -224,7 +225,7 @@ class PhaseTrainer(Trainer):
         Raises:
             RuntimeError: the loss is not finite.
         """
-        model.train(not self.policies_alone)
+        model.train(not self.recorded)
         if self.alpha_range is not None:
             low, high = self.alpha_range
             drawn = torch.rand(len(inputs["labels"]), device=inputs["labels"].device)

@@ -1,6 +1,6 @@
-"""Finds the exit threshold for a goal: an accuracy, a layer ratio or a latency.
+"""Finds the exit threshold for a goal: an accuracy, an agreement, a layer ratio or a latency.
 
-All three need rows that the model was not trained on. Letters: N rows, L layers.
+All need rows that the model was not trained on. Letters: N rows, L layers.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from scipy.special import logsumexp
+from scipy.stats import binom
 from torch import Tensor
 
 from consistentee.measures.exit_scores import at_exit, leave_at
@@ -59,6 +60,49 @@ def threshold_for_accuracy(
             break
         proved = threshold
     return proved
+
+
+def threshold_for_agreement(
+    scores: Tensor, agrees: Tensor, max_disagreement: float, confidence: float
+) -> float:
+    """The lowest threshold that is proved to change at most a share of full depth's answers.
+
+    As `threshold_for_accuracy`, without labels: of the distribution that the rows come from, at
+    most `max_disagreement` get another answer than at full depth. The p-value of a threshold that
+    changes k answers of N is the exact ``P(Binomial(N, D) <= k)``.
+
+    Args:
+        scores: ``[N, L-1]`` of the exit criterion.
+        agrees: ``[N, L]``, 1 where a layer's answer is that of the last one.
+        max_disagreement: D, in (0, 1).
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: a number outside its range, or too few rows for any threshold to pass.
+    """
+    _check_share("max_disagreement", max_disagreement)
+    _check_share("confidence", confidence)
+    needed = rows_to_agree(max_disagreement, confidence)
+    if len(scores) < needed:
+        raise ValueError(
+            f"data: expected at least {needed} rows to prove a disagreement of at most "
+            f"{max_disagreement} with confidence {confidence}, got {len(scores)}"
+        )
+    proved = 1.0
+    for threshold in GRID:
+        changed = int((~at_exit(agrees.bool(), leave_at(scores, threshold))).sum())
+        if binom.cdf(changed, len(scores), max_disagreement) > 1.0 - confidence:
+            break
+        proved = threshold
+    return proved
+
+
+def rows_to_agree(max_disagreement: float, confidence: float) -> int:
+    """The number of rows that prove a disagreement of at most D if none disagrees.
+
+    The least N with ``(1 - D)^N <= 1 - confidence``.
+    """
+    return math.ceil(math.log1p(-confidence) / math.log1p(-max_disagreement))
 
 
 def drop_p_value(lost: int, won: int, rows: int, max_drop: float) -> float:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import binom
 
-from consistentee.evaluation.calibration import (
+from consistentee.measures.calibration import (
     GRID,
     all_thresholds,
     drop_p_value,
@@ -92,7 +92,7 @@ def test_p_value_is_valid_where_the_drop_is_just_not_allowed():
 
 
 def test_p_value_by_hand(monkeypatch):
-    monkeypatch.setattr("consistentee.evaluation.calibration.STAKES", np.array([0.5, 0.9]))
+    monkeypatch.setattr("consistentee.measures.calibration.STAKES", np.array([0.5, 0.9]))
     # D = 0.5: stakes 1.0 and 1.8; one row of each kind: factors 1 - s / 2, 1 + 3s / 2, 1 + s / 2.
     wealth = (0.5 * 2.5 * 1.5 + 0.1 * 3.7 * 1.9) / 2
     assert drop_p_value(1, 1, 3, 0.5) == pytest.approx(1 / wealth)

@@ -1,0 +1,65 @@
+"""A Hugging Face classifier, given a head on every layer."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from consistentee_ext.configuration import ConsistentEEConfig, answer_type
+from consistentee_ext.families import FAMILIES, find_backbone
+from consistentee_ext.names import METRICS_OF, REGRESSION, Pooling
+
+
+def from_classifier(
+    classifier: nn.Module, pooling: Pooling = "mean", max_tokens: int | None = None
+) -> ConsistentEEForSequenceClassification:
+    """The model with a classifier's trunk and head, and untrained heads on its earlier layers.
+
+    The last head computes what the classifier's own does. Poolers of the others start as its
+    pooler, classifiers and policies at random.
+
+    Args:
+        classifier: a sequence classifier of a family in `consistentee_ext.families`; it is copied.
+        pooling: what the new heads read.
+        max_tokens: as in `ConsistentEEConfig`.
+
+    Raises:
+        ValueError: another model, or one that has exits.
+    """
+    backbone: Any = find_backbone(classifier)
+    if hasattr(classifier, "heads"):
+        raise ValueError("model: expected a classifier without exits, got one that has them")
+    source: Any = classifier.config
+    head = FAMILIES[backbone.config.model_type].read_head(classifier)
+    encoder_config = copy.deepcopy(backbone.config)
+    encoder_config.name_or_path = ""  # a local path is no part of a model
+    kind = answer_type(source)
+    # A cross-encoder's own field says which function its scores go through.
+    others = {
+        name: getattr(source, name) for name in ("sentence_transformers",) if hasattr(source, name)
+    }
+    config = ConsistentEEConfig(
+        encoder_config,
+        pooling=pooling,
+        # A number has no confidence that a policy could read.
+        policy_input="state" if kind == REGRESSION else "prediction",
+        metric=METRICS_OF[kind][0],
+        max_tokens=max_tokens,
+        last_pooling="cls",
+        last_activation=head.activation,
+        problem_type=source.problem_type,
+        id2label=source.id2label,
+        label2id=source.label2id,
+        **others,
+    )
+    model = ConsistentEEForSequenceClassification(config)
+    weights = backbone.state_dict()
+    model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
+    for number, exit_head in enumerate(model.heads, start=1):
+        exit_head.get_submodule("pooler").load_state_dict(head.pooler.state_dict())
+        if number == len(model.heads):
+            exit_head.get_submodule("classifier").load_state_dict(head.classifier.state_dict())
+    return model
