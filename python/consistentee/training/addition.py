@@ -34,6 +34,7 @@ from consistentee_ext.names import TOLERANCE, Pooling
 
 FOLDS = 4
 POLICY_SHARE = 0.25  # of the rows to learn from, where the trunk is tuned on the others
+MAX_POLICY_STEPS = 4000  # more make policies no better
 MAX_POLICY_ROWS = 20_000  # their states [R, L, H] are in memory
 OUTPUT_ROWS = 4096  # whose outputs are computed at a time
 
@@ -53,7 +54,8 @@ class AddExitsSettings:
         pooling: what the new heads read.
         epochs: of the phase ``heads``.
         trunk_epochs: of the phase ``trunk``.
-        policy_epochs: of the phase ``policies``.
+        policy_epochs: of the phase ``policies``; fewer where they would take over
+            `MAX_POLICY_STEPS`.
         batch_size: rows of a step.
         head_learning_rate: of the heads.
         learning_rate: of the trunk.
@@ -266,6 +268,9 @@ class Addition:
             "exit_logits": exit_logits,
             "agrees": self._agreement(exit_logits, exit_logits[:, -1]),
         }
+        settings = self.settings
+        steps = -(-len(states) // settings.policy_batch_size)
+        epochs = min(settings.policy_epochs, -(-MAX_POLICY_STEPS // steps))
         self._set_trained(lambda name: ".policy." in name)
         self._run_phase(
             "policies",
@@ -275,9 +280,9 @@ class Addition:
             loss=self.losses.policies,
             train_dataset=StackDataset(**columns),
             data_collator=default_data_collator,
-            epochs=self.settings.policy_epochs,
-            batch_size=self.settings.policy_batch_size,
-            head_learning_rate=self.settings.policy_learning_rate,
+            epochs=epochs,
+            batch_size=settings.policy_batch_size,
+            head_learning_rate=settings.policy_learning_rate,
             recorded=True,
         )
 
