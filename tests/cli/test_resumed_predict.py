@@ -6,9 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from datasets import Dataset
 from support.command_line import Run, check_one_line
 
 from consistentee.evaluation.kept_rows import KeptRows
+from consistentee.evaluation.predict import Texts
 from consistentee_ext import tokens
 
 
@@ -84,3 +86,16 @@ def test_a_tab_in_the_text_is_said_before_the_work(
     done = run("predict", checkpoint, tmp_path / "in.csv", "--output", tmp_path / "OUT.CSV")
     assert done.code == 0, done.err
     assert (tmp_path / "OUT.CSV").read_text().startswith("text,note,prediction,")
+
+
+def test_texts_are_read_from_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistentee.evaluation.predict.READ_ROWS", 3)
+    columns = {"sentence1": list("abcdefg"), "sentence2": list("hijklmn")}
+    pairs = Texts(Dataset.from_dict(columns))
+    expected = list(zip(*columns.values(), strict=True))
+    assert list(pairs) == expected == [pairs[row] for row in range(7)]
+    assert pairs[2:5] == expected[2:5]
+    singles = Texts(Dataset.from_dict({"sentence1": columns["sentence1"]}))
+    assert list(singles) == columns["sentence1"] == [singles[row] for row in range(7)]
+    assert singles[5:9] == ["f", "g"]
+    assert len(singles) == len(pairs) == 7

@@ -155,3 +155,11 @@ def test_labels_of_two_spellings_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"alone: '1' and '1\.0'$"):
         load_splits([tmp_path])
     assert load_splits([tmp_path], problem_type="regression")["dev"]["label"][:] == ["1.0"]
+
+
+def test_text_columns_in_any_order_and_twice(tmp_path):
+    path = write(tmp_path / "t.tsv", "sentence1\tsentence2\na\tb\nc\td\n")
+    for names in (["sentence2", "sentence1"], ["sentence1", "sentence1"], ["sentence2"]):
+        rows, texts = load_texts(path, names)
+        expected = {f"sentence{n}": rows[name][:] for n, name in enumerate(names, start=1)}
+        assert texts.to_dict() == expected

@@ -19,6 +19,7 @@ TEXT_COLUMNS = (
     ("sentence",),
     ("text",),
 )
+READ_ROWS = 10_000  # of a table, at a time
 SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "validation", "valid"), "test": ("test",)}
 
 
@@ -79,7 +80,26 @@ def load_texts(
     """
     path = Path(path)
     rows = read_rows(path)
-    return rows, table_of(_texts(path, rows, text_columns))
+    names = _find_text_columns(path, rows.column_names, text_columns)
+    for name in names:
+        _check_texts(path, rows, name)
+    texts = rows.select_columns(list(names))
+    if len(set(names)) < len(names):  # a column beside itself
+        return rows, table_of([rows[name][:] for name in names])
+    return rows, texts.rename_columns(
+        {name: f"sentence{number}" for number, name in enumerate(names, start=1)}
+    )
+
+
+def _check_texts(path: Path, rows: Dataset, column: str) -> None:
+    """As `_strings` of a column without other kinds, without a list of its values."""
+    dtype = getattr(rows.features[column], "dtype", "nested or mixed values")
+    if "string" not in dtype:
+        raise ValueError(f"{path}: expected text in {column!r}, got {dtype}")
+    for first in range(0, len(rows), READ_ROWS):
+        for row, value in enumerate(rows[first : first + READ_ROWS][column], start=first + 1):
+            if value is None or not value.strip():
+                raise ValueError(f"{path}: row {row}: expected text in {column!r}, got {value!r}")
 
 
 def table_of(

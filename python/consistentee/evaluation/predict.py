@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from itertools import compress
 from pathlib import Path
@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig
 
 from consistentee.atomic_files import Json, check_table, write_table
 from consistentee.data.labels import class_names
-from consistentee.data.tables import load_texts
+from consistentee.data.tables import READ_ROWS, load_texts
 from consistentee.evaluation.kept_rows import KeptRows
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.names import MULTI_LABEL, REGRESSION
@@ -61,17 +61,16 @@ def predict_file(
     taken = [name for name in names if name in rows.column_names]
     if taken:
         raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
-    texts = _texts(table)
     run = {
         "checkpoint": _checkpoint_version(checkpoint, encoder.config),
         "threshold": encoder.threshold,
         "alpha": encoder.alpha,
         "dtype": str(encoder.dtype),
-        "input": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
+        "input": _fingerprint(table),
     }
-    kept = KeptRows(Path(output), json.loads(json.dumps(run)), len(texts), resume)
-    done = kept.number
-    with closing(encoder.predict_windows(texts, show_progress_bar=True, first_row=done)) as parts:
+    kept = KeptRows(Path(output), json.loads(json.dumps(run)), len(table), resume)
+    windows = encoder.predict_windows(Texts(table), show_progress_bar=True, first_row=kept.number)
+    with closing(windows) as parts:
         for part in parts:
             kept.append(_columns(part, encoder.config))
     predictions = Dataset.from_dict(kept.columns(names))
@@ -79,11 +78,35 @@ def predict_file(
     kept.remove()
 
 
-def _texts(table: Dataset) -> list[str] | list[tuple[str, str]]:
-    first = list(table["sentence1"])
-    if "sentence2" not in table.column_names:
-        return first
-    return list(zip(first, table["sentence2"], strict=True))
+class Texts(Sequence[Any]):
+    """The texts of a table, or its pairs of texts, read when they are asked for.
+
+    As a list they would take several times the memory of the table.
+    """
+
+    def __init__(self, table: Dataset) -> None:
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int | slice) -> Any:
+        rows = self.table[index]
+        if "sentence2" not in rows:
+            return rows["sentence1"]
+        first, second = rows["sentence1"], rows["sentence2"]
+        return (first, second) if isinstance(index, int) else list(zip(first, second, strict=True))
+
+    def __iter__(self) -> Iterator[Any]:
+        for first in range(0, len(self), READ_ROWS):
+            yield from self[first : first + READ_ROWS]
+
+
+def _fingerprint(table: Dataset) -> str:
+    digest = hashlib.sha256()
+    for rows in table.iter(READ_ROWS):
+        digest.update(json.dumps(rows).encode())
+    return digest.hexdigest()
 
 
 def _checkpoint_version(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> Json:
