@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from consistentee.cli.options import MaxLength, Option, Seed, TextColumns, Tolerance
+from consistentee.cli.options import Option, Seed, TextColumns, Tolerance
 from consistentee.cli.tables import figure, show
 from consistentee_ext.names import TOLERANCE, Pooling
 
@@ -29,7 +29,13 @@ def add_exits(
     confidence: Annotated[float, Option(help="Confidence of that guarantee.")] = 0.95,
     tolerance: Tolerance = TOLERANCE,
     pooling: Annotated[Pooling, Option(help="What the new heads read.")] = "mean",
-    max_length: MaxLength = None,
+    max_length: Annotated[
+        int | None,
+        Option(
+            help="Rows are cut to so many tokens, also where the checkpoint is used. Default: what "
+            "model and tokenizer take."
+        ),
+    ] = None,
     seed: Seed = 42,
     text_column: TextColumns = None,
     label_column: Annotated[
