@@ -42,7 +42,7 @@ from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.training.add_exits import add_exits, split_rows
-from consistentee.training.addition import AddExitsSettings
+from consistentee.training.settings import AddExitsSettings
 from consistentee.training.trainer import EpochSampler, has_native_bf16
 from consistentee_ext import FastEarlyExitEncoder
 

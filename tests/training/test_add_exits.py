@@ -21,7 +21,7 @@ from transformers import (
 from consistentee.evaluation.checkpoints import calibrate_checkpoint
 from consistentee.training import addition
 from consistentee.training.add_exits import add_exits, split_rows
-from consistentee.training.addition import AddExitsSettings
+from consistentee.training.settings import AddExitsSettings
 from consistentee_ext import FastEarlyExitEncoder
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz"]

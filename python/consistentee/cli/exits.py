@@ -48,7 +48,7 @@ def add_exits(
     from consistentee.data.tables import load_table, load_texts
     from consistentee.evaluation.checkpoints import answer_type_of
     from consistentee.training.add_exits import add_exits as add
-    from consistentee.training.addition import AddExitsSettings
+    from consistentee.training.settings import AddExitsSettings
 
     settings = AddExitsSettings(
         tune_trunk=tune_trunk,

@@ -31,8 +31,9 @@ from consistentee.data.encode import encode_for
 from consistentee.measures.calibration import rows_to_agree
 from consistentee.model.from_classifier import from_classifier
 from consistentee.model.modeling import max_length_of
-from consistentee.training.addition import FOLDS, AddExitsSettings, Addition, Parts
+from consistentee.training.addition import FOLDS, Addition, Parts
 from consistentee.training.run_folder import RunFolder
+from consistentee.training.settings import AddExitsSettings
 from consistentee.training.train import fingerprint
 from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
 from consistentee_ext.source import Source

@@ -1,4 +1,4 @@
-"""Settings of a training run, and the fields of the model's configuration."""
+"""Settings of training and of adding exits, and the fields of the model's configuration."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import TypedDict
 from consistentee.training.estimators import Estimator, build_estimator
 from consistentee.training.names import REWARDS, EstimatorName, Reward
 from consistentee.training.trainer import has_native_bf16
+from consistentee_ext.names import TOLERANCE, Pooling
 
 _ABOVE_ZERO = (  # settings that must be above 0; `__post_init__` has the other ranges
     *("epochs", "policy_epochs", "iterations"),
     *("batch_size", "policy_batch_size", "joint_batch_size"),
     *("learning_rate", "joint_learning_rate", "head_factor", "policy_learning_rate"),
 )
+MAX_POLICY_STEPS = 4000  # of add-exits: more make policies no better
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,64 @@ class TrainingSettings:
     def build_estimator(self) -> Estimator:
         """The estimator of these settings."""
         return build_estimator(self.estimator, self.samples, self.epsilon)
+
+
+@dataclass(frozen=True)
+class AddExitsSettings:
+    """How exits are added. A learning rate is the peak of a linear schedule.
+
+    Args:
+        tune_trunk: train the trunk too.
+        max_disagreement: D: at most this share of rows like the given gets another answer than at
+            full depth.
+        confidence: of that guarantee.
+        tolerance: by how much a number may differ, see `consistentee.measures.agreement.agreement`.
+        calibration_share: share of the rows held out for the guarantee; 500 at least, where there
+            are twice as many.
+        pooling: what the new heads read.
+        epochs: of the phase ``heads``.
+        trunk_epochs: of the phase ``trunk``.
+        policy_epochs: of the phase ``policies``; fewer where they would take over
+            `MAX_POLICY_STEPS`.
+        batch_size: rows of a step.
+        head_learning_rate: of the heads.
+        learning_rate: of the trunk.
+        policy_batch_size: rows of a step in the phase ``policies``.
+        policy_learning_rate: of the policies.
+        seed: of the split, the initial heads and the order of rows.
+        bf16: tune the trunk under bfloat16 autocast; by default if the device has instructions for
+            it.
+
+    Raises:
+        ValueError: a field is outside its range.
+    """
+
+    tune_trunk: bool = False
+    max_disagreement: float = 0.01
+    confidence: float = 0.95
+    tolerance: float = TOLERANCE
+    calibration_share: float = 0.3
+    pooling: Pooling = "mean"
+    epochs: int = 10
+    trunk_epochs: int = 4
+    policy_epochs: int = 30
+    batch_size: int = 32
+    head_learning_rate: float = 1e-3
+    learning_rate: float = 1e-4
+    policy_batch_size: int = 16
+    policy_learning_rate: float = 2e-3
+    seed: int = 42
+    bf16: bool = field(default_factory=has_native_bf16)
+
+    def __post_init__(self) -> None:
+        for name in ("max_disagreement", "confidence", "calibration_share"):
+            value = getattr(self, name)
+            if not 0.0 < value < 1.0:
+                raise ValueError(f"{name}: expected a number above 0 and below 1, got {value}")
+        if not self.tolerance > 0.0:
+            raise ValueError(f"tolerance: expected a number above 0, got {self.tolerance}")
+        if self.seed < 0:
+            raise ValueError(f"seed: expected at least 0, got {self.seed}")
 
 
 class ConfigFields(TypedDict, total=False):
