@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, DatasetDict
 
@@ -82,24 +83,14 @@ def load_texts(
     rows = read_rows(path)
     names = _find_text_columns(path, rows.column_names, text_columns)
     for name in names:
-        _check_texts(path, rows, name)
+        for _ in _values(path, rows, name):  # raises
+            pass
     texts = rows.select_columns(list(names))
     if len(set(names)) < len(names):  # a column beside itself
         return rows, table_of([rows[name][:] for name in names])
     return rows, texts.rename_columns(
         {name: f"sentence{number}" for number, name in enumerate(names, start=1)}
     )
-
-
-def _check_texts(path: Path, rows: Dataset, column: str) -> None:
-    """As `_strings` of a column without other kinds, without a list of its values."""
-    dtype = getattr(rows.features[column], "dtype", "nested or mixed values")
-    if "string" not in dtype:
-        raise ValueError(f"{path}: expected text in {column!r}, got {dtype}")
-    for first in range(0, len(rows), READ_ROWS):
-        for row, value in enumerate(rows[first : first + READ_ROWS][column], start=first + 1):
-            if value is None or not value.strip():
-                raise ValueError(f"{path}: row {row}: expected text in {column!r}, got {value!r}")
 
 
 def table_of(
@@ -196,7 +187,14 @@ def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> 
 def _strings(
     path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[str]:
-    """A column's values as strings; raise if one is missing or blank.
+    """A column's values as strings; see `_values`."""
+    return [str(value) for value in _values(path, table, column, or_kinds)]
+
+
+def _values(
+    path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
+) -> Iterator[Any]:
+    """A column's values, not all in memory at once; raise if one is missing or blank.
 
     `or_kinds` has the kinds of values that are allowed besides strings: for each the prefixes of
     its dtypes.
@@ -206,11 +204,15 @@ def _strings(
     dtype = getattr(table.features[column], "dtype", "nested or mixed values")
     if not ("string" in dtype or dtype.startswith(sum(kinds.values(), ()))):
         raise ValueError(f"{path}: expected {expected} in {column!r}, got {dtype}")
-    values = table[column][:]
-    for row, value in enumerate(values, start=1):
-        if value is None or not str(value).strip():
-            raise ValueError(f"{path}: row {row}: expected {expected} in {column!r}, got {value!r}")
-    return [str(value) for value in values]
+    row = 0
+    for first in range(0, len(table), READ_ROWS):
+        for value in table[column][first : first + READ_ROWS]:
+            row += 1
+            if value is None or not str(value).strip():
+                raise ValueError(
+                    f"{path}: row {row}: expected {expected} in {column!r}, got {value!r}"
+                )
+            yield value
 
 
 def _find_splits(paths: Sequence[Path]) -> dict[str, Path]:

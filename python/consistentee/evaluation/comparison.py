@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import AutoConfig, DataCollatorWithPadding
 
 from consistentee.atomic_files import Json, write_json
+from consistentee.data.fingerprint import HASHED, fingerprint
 from consistentee.evaluation.evaluate import load_model
 from consistentee.measures.calibration import threshold_for_ratio
 from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
@@ -39,7 +40,7 @@ from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
 from consistentee.training.prepare import Prepared, prepare
 from consistentee.training.settings import ConfigFields, TrainingSettings
-from consistentee.training.train import fingerprint, train, train_trunk, without_policies
+from consistentee.training.train import train, train_trunk, without_policies
 from consistentee_ext.criteria import PLAIN_CRITERIA
 from consistentee_ext.names import SINGLE_LABEL
 
@@ -164,7 +165,7 @@ def _measured_seed(
     identity = {
         "config": data.config,
         "settings": asdict(settings),
-        "data": [fingerprint(rows) for rows in (data.train, data.dev, data.test)],
+        "data": [fingerprint(rows, HASHED) for rows in (data.train, data.dev, data.test)],
     }
     identity = json.loads(json.dumps(identity))  # as it is read back from the file
     if file.is_file():

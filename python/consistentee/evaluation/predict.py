@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from consistentee.atomic_files import Json, check_table, write_table
+from consistentee.data.fingerprint import fingerprint
 from consistentee.data.labels import class_names
 from consistentee.data.tables import READ_ROWS, load_texts
 from consistentee.evaluation.kept_rows import KeptRows
@@ -66,7 +66,7 @@ def predict_file(
         "threshold": encoder.threshold,
         "alpha": encoder.alpha,
         "dtype": str(encoder.dtype),
-        "input": _fingerprint(table),
+        "input": fingerprint(table, table.column_names),
     }
     kept = KeptRows(Path(output), json.loads(json.dumps(run)), len(table), resume)
     windows = encoder.predict_windows(Texts(table), show_progress_bar=True, first_row=kept.number)
@@ -100,13 +100,6 @@ class Texts(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for first in range(0, len(self), READ_ROWS):
             yield from self[first : first + READ_ROWS]
-
-
-def _fingerprint(table: Dataset) -> str:
-    digest = hashlib.sha256()
-    for rows in table.iter(READ_ROWS):
-        digest.update(json.dumps(rows).encode())
-    return digest.hexdigest()
 
 
 def _checkpoint_version(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> Json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from consistentee.measures.hardness import correct_layers
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.names import REGRESSION, TOLERANCE
 from consistentee_ext.ops.prediction import answers
@@ -23,13 +24,8 @@ def agreement(
         config: the model's.
         tolerance: of numbers.
     """
-    if config.regression:
-        as_it_is = config.problem_type == REGRESSION
-        numbers, expected = (
-            x[..., 0] if as_it_is else x[..., 0].sigmoid() for x in (exit_logits, reference)
-        )
-        return (numbers - expected[:, None]).abs() <= tolerance
-    same = (
-        answers(exit_logits, config.multi_label) == answers(reference, config.multi_label)[:, None]
-    )
-    return same.all(dim=-1) if config.multi_label else same
+    if not config.regression:
+        return correct_layers(exit_logits, answers(reference, config.multi_label))
+    if config.problem_type != REGRESSION:
+        exit_logits, reference = exit_logits.sigmoid(), reference.sigmoid()
+    return correct_layers(exit_logits, reference[:, 0], label_std=2 * tolerance)

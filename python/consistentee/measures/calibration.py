@@ -52,14 +52,13 @@ def threshold_for_accuracy(
         )
     answers = correct.long()
     full = answers[:, -1]
-    proved = 1.0
-    for threshold in GRID:
-        change = full - at_exit(answers, leave_at(scores, threshold))
+
+    def p_value(exits: Tensor) -> float:
+        change = full - at_exit(answers, exits)
         lost, won = int((change > 0).sum()), int((change < 0).sum())
-        if drop_p_value(lost, won, len(full), max_drop) > 1.0 - confidence:
-            break
-        proved = threshold
-    return proved
+        return drop_p_value(lost, won, len(full), max_drop)
+
+    return _lowest_proved(scores, p_value, confidence)
 
 
 def threshold_for_agreement(
@@ -88,10 +87,19 @@ def threshold_for_agreement(
             f"data: expected at least {needed} rows to prove a disagreement of at most "
             f"{max_disagreement} with confidence {confidence}, got {len(scores)}"
         )
+
+    def p_value(exits: Tensor) -> float:
+        changed = int((~at_exit(agrees.bool(), exits)).sum())
+        return float(binom.cdf(changed, len(scores), max_disagreement))
+
+    return _lowest_proved(scores, p_value, confidence)
+
+
+def _lowest_proved(scores: Tensor, p_value: Callable[[Tensor], float], confidence: float) -> float:
+    """The last threshold of `GRID` before the first whose exits, ``[N]``, fail the test."""
     proved = 1.0
     for threshold in GRID:
-        changed = int((~at_exit(agrees.bool(), leave_at(scores, threshold))).sum())
-        if binom.cdf(changed, len(scores), max_disagreement) > 1.0 - confidence:
+        if p_value(leave_at(scores, threshold)) > 1.0 - confidence:
             break
         proved = threshold
     return proved

@@ -28,13 +28,13 @@ from transformers import set_seed
 
 from consistentee.atomic_files import Json
 from consistentee.data.encode import encode_for
+from consistentee.data.fingerprint import HASHED, fingerprint
 from consistentee.measures.calibration import rows_to_agree
 from consistentee.model.from_classifier import from_classifier
 from consistentee.model.modeling import max_length_of
 from consistentee.training.addition import FOLDS, Addition, Parts
 from consistentee.training.run_folder import RunFolder
 from consistentee.training.settings import AddExitsSettings
-from consistentee.training.train import fingerprint
 from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
 from consistentee_ext.source import Source
 
@@ -88,7 +88,7 @@ def add_exits(
         "model": _fingerprint(classifier),
         "settings": asdict(settings),
         "max_length": max_length,
-        "data": fingerprint(data),
+        "data": fingerprint(data, HASHED),
     }
     run = RunFolder(output, identity)
     return run.log() or Addition(run, model, dtype, data, tokenizer, settings, parts).run_all()

@@ -19,8 +19,6 @@ look better than it is.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, cast
@@ -30,6 +28,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from consistentee.atomic_files import Json
+from consistentee.data.fingerprint import HASHED, fingerprint
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.distributed import processes
 from consistentee.training.phases import Phases
@@ -161,8 +160,8 @@ def open_run(
         "num_layers": num_layers,
         "config": config,
         "settings": identity_of_settings,
-        "train_data": fingerprint(train_data),
-        "dev_data": fingerprint(dev_data),
+        "train_data": fingerprint(train_data, HASHED),
+        "dev_data": fingerprint(dev_data, HASHED),
     }
     with processes().main_process_first():
         run = RunFolder(output, identity)
@@ -221,12 +220,3 @@ def _check_data(name: str, data: Dataset, model: ConsistentEEForSequenceClassifi
             f"{name}: expected rows of at most {model.max_length} tokens, the encoder's number of "
             f"positions, got {longest}"
         )
-
-
-def fingerprint(data: Dataset) -> str:
-    """A hash of the token ids, and the labels if there are any, of a data set, in their order."""
-    digest = hashlib.sha256()
-    columns = [name for name in ("input_ids", "labels") if name in data.column_names]
-    for rows in data.select_columns(columns).iter(1000):
-        digest.update(json.dumps(rows).encode())
-    return digest.hexdigest()
