@@ -31,7 +31,7 @@ from transformers import (
     set_seed,
 )
 
-from consistentee.atomic_files import Json, write_json
+from consistentee.atomic_files import Json, read_json, write_json
 from consistentee.data.encode import encode, encode_for
 from consistentee.data.labels import class_names, label_names
 from consistentee.data.tables import load_splits
@@ -63,13 +63,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of train, dev and test")
     parser.add_argument("--max-disagreement", type=float, default=0.01)
     parser.add_argument("--epochs", type=int, default=3, help="of the fine-tuning")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
     splits = load_splits([options.data])
     figures: Json = {"data": options.data.name, "max_disagreement": options.max_disagreement}
     file = options.output / f"{options.data.name}.json"
-    for seed in range(42, 42 + options.seeds):
+    if file.is_file():  # the seeds of an earlier run stay
+        figures = read_json(file) | figures
+    for seed in options.seeds:
         folder = options.output / f"{options.data.name}-{seed}"
         seconds = fine_tune(splits, folder / "plain", seed, options.epochs)
         for tuned in (False, True):

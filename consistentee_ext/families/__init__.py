@@ -12,7 +12,7 @@ from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from consistentee_ext.families import bert, distilbert, ernie, roberta
-from consistentee_ext.families.guard import check_modules
+from consistentee_ext.families.guard import check_modules, merge_hint
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Stack
 
@@ -71,7 +71,7 @@ def find_backbone(model: object) -> nn.Module:
     if backbone is None:
         raise ValueError(
             "model: expected a ConsistentEE classifier or a Hugging Face sequence classifier, "
-            f"got {type(model).__name__}"
+            f"got {type(model).__name__}{merge_hint(type(model).__module__)}"
         )
     check_family(backbone.config, "model")
     check_modules(model)

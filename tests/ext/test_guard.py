@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from support.models import random_batch, tiny_bert_config, tiny_classifier, tiny_model
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification, BertForTokenClassification
@@ -88,6 +89,23 @@ def test_a_changed_model_is_refused(
     with pytest.raises(ValueError, match=message) as raised:
         FastEarlyExitEncoder(model)
     assert "\n" not in str(raised.value)
+
+
+def test_an_adapter_of_peft_is_refused_until_it_is_merged() -> None:
+    model = tiny_classifier()
+    config = LoraConfig(task_type="SEQ_CLS", r=2, init_lora_weights=False, target_modules=["query"])
+    adapted: Any = get_peft_model(model, config)
+    batch = random_batch([5, 9])
+    adapted.eval()
+    with torch.no_grad():
+        expected = adapted(**batch).logits
+    with pytest.raises(ValueError, match=r"got PeftModelFor.*; merge its adapters first"):
+        FastEarlyExitEncoder(adapted)
+    # the model itself holds the adapters' modules as well
+    with pytest.raises(ValueError, match=r"query: .* whose forward is that of peft.*; merge"):
+        FastEarlyExitEncoder(model)
+    found = FastEarlyExitEncoder(adapted.merge_and_unload())(**batch).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_subclass_with_a_forward_of_its_own_is_refused() -> None:
