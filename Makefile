@@ -84,7 +84,7 @@ types: install
 $(NEWEST)/.torch:
 	@echo "== $(NEWEST): $(NEWEST_TORCH)"
 	$(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/pip install "$(NEWEST_TORCH)" "transformers>=5" numpy $(PROGRESS)
+	$(NEWEST)/bin/pip install "$(NEWEST_TORCH)" "transformers>=5.3" numpy $(PROGRESS)
 	@touch $@
 
 test-abi: install $(NEWEST)/.torch

@@ -22,7 +22,7 @@ from transformers.utils.hub import cached_file
 
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import build_exit_heads
-from consistentee_ext.families import FAMILIES, check_family
+from consistentee_ext.families import FAMILIES, check_family, take_last_norm
 from consistentee_ext.source import Source
 
 # Fields without which config.json does not describe a checkpoint; the defaults of others say that
@@ -41,7 +41,7 @@ class EarlyExitModel(nn.Module):
         self.config = config
         self.backbone = AutoModel.from_config(config.backbone)
         self.backbone.pooler = None
-        self.heads = build_exit_heads(config)
+        self.heads = build_exit_heads(config, take_last_norm(self.backbone))
 
 
 def load_checkpoint(source: Source) -> nn.Module:

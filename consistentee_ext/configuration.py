@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, PreTrainedConfig
 
 from consistentee_ext.criteria import check_criterion, check_threshold
-from consistentee_ext.exits.head import check_alpha
+from consistentee_ext.exits.head import check_alpha, num_layers_of
 from consistentee_ext.names import (
+    HEAD_ACTIVATIONS,
     METRICS_OF,
     MULTI_LABEL,
     POLICY_INPUTS,
@@ -17,7 +18,6 @@ from consistentee_ext.names import (
     REGRESSION,
     SINGLE_LABEL,
 )
-from consistentee_ext.weights import STATE_ACTIVATIONS
 
 
 class ConsistentEEConfig(PreTrainedConfig):
@@ -44,7 +44,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         label_std: standard deviation of the training labels; regression only.
         last_pooling: of the last head, where it is not `pooling`: that of a model whose earlier
             exits were added.
-        last_activation: of the last head's pooler, ``"tanh"`` or ``"relu"``.
+        last_activation: of the last head's pooler, one of `HEAD_ACTIVATIONS`.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
             ``problem_type="regression"`` predicts a number in place of a class,
             ``"multi_label_classification"`` a set of labels. One label without a problem type is a
@@ -82,10 +82,10 @@ class ConsistentEEConfig(PreTrainedConfig):
             backbone = AutoConfig.for_model(**backbone)
         _check_one_of("pooling", pooling, POOLINGS)
         _check_one_of("last_pooling", last_pooling, (None, *POOLINGS))
-        _check_one_of("last_activation", last_activation, STATE_ACTIVATIONS)
+        _check_one_of("last_activation", last_activation, HEAD_ACTIVATIONS)
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
-        _check_alpha(alpha, alpha_range, backbone.num_hidden_layers)
+        _check_alpha(alpha, alpha_range, num_layers_of(backbone))
         check_threshold(threshold)
         if max_tokens is not None and max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1, got {max_tokens}")
@@ -126,7 +126,7 @@ class ConsistentEEConfig(PreTrainedConfig):
     @property
     def poolings(self) -> list[str]:
         """What the head of each layer reads."""
-        early = [self.pooling] * (self.backbone.num_hidden_layers - 1)
+        early = [self.pooling] * (num_layers_of(self.backbone) - 1)
         return [*early, self.last_pooling or self.pooling]
 
     @property

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from tqdm.std import tqdm
 
 from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
-from consistentee_ext.exits.exits import choose_exits, model_exits
+from consistentee_ext.exits.exit import model_exits
+from consistentee_ext.exits.exits import choose_exits
 from consistentee_ext.families import find_backbone, read_stack
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.forks import threads_start, without_threads
@@ -30,6 +32,7 @@ from consistentee_ext.tokens import (
     pack_rows,
     token_budget_batches,
     token_windows,
+    without_trailing,
 )
 
 
@@ -88,10 +91,16 @@ class FastEarlyExitEncoder(PackedModule):
         where = usable_device(device or weight.device)
         kind = choose_dtype(dtype, weight.dtype, where)
         with without_threads():
-            by_layer = model_exits(model, backbone, kind, where)
+            reader = Reader(
+                backbone.config,
+                kind,
+                where,
+                is_classifier=not hasattr(model, "heads"),
+                consume=_consume,
+            )
+            by_layer = model_exits(model, backbone, reader)
             exits = choose_exits(by_layer, config, exit_layers, criterion, threshold)
-            reader = Reader(backbone.config, kind, where, exits.last.pooling, _consume)
-            stack = read_stack(backbone, reader)
+            stack = read_stack(backbone, replace(reader, one_query=exits.last.one_query))
         super().__init__(config, stack, exits, backend, alpha, sync)
         self.tokenizer = tokenizer
 
@@ -261,6 +270,8 @@ class FastEarlyExitEncoder(PackedModule):
         with bar:
             for first, rows in windows:
                 check_ids(rows, first, self._limits.vocab_size)
+                if self._limits.trailing_id is not None:
+                    rows = without_trailing(rows, self._limits.trailing_id)
                 engine = self._engine
                 results = ExitResults.empty(len(rows.ids), engine.exits.num_classes, self.device)
                 lengths = [len(ids) for ids in rows.ids]

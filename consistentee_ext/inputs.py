@@ -162,11 +162,15 @@ def _pack_checked(
             raise ValueError(f"{name}: expected {wanted}, got {tensor.device}")
     if not bool(((mask == 0) | (mask == 1)).all()):
         raise ValueError("attention_mask: expected only 0 and 1, got other values")
+    if limits.trailing_id is not None:
+        mask = _without_trailing(ids, mask, limits.trailing_id)
     rows, width = ids.shape
     if rows == 0:
         empty = torch.zeros(0, dtype=torch.int64)
         return PackedInputs(empty, empty, empty, torch.zeros(1, dtype=torch.int32), empty)
     lengths = mask.sum(dim=1)
+    if limits.by_place:
+        _check_places(mask, lengths, position_ids)
     if width == 0 or not bool((lengths > 0).all()):
         row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
         raise ValueError(
@@ -191,6 +195,27 @@ def _pack_checked(
     _check_range("input_ids", packed_ids, limits.vocab_size, "ids")
     _check_range("token_type_ids", packed_types, limits.type_vocab_size, "segments")
     return PackedInputs(packed_ids.long(), packed_types.long(), positions, cu_seqlens, row_ids)
+
+
+def _without_trailing(ids: Tensor, mask: Tensor, trailing_id: int) -> Tensor:
+    """The mask without the tokens of this id at the end of each row; its first one stays."""
+    columns = torch.arange(ids.shape[1])
+    first = mask.int().argmax(dim=1) if ids.shape[1] else columns
+    kept = torch.where((mask == 1) & (ids != trailing_id), columns, -1).amax(dim=1, keepdim=True)
+    return mask * (columns <= torch.maximum(kept, first[:, None]))
+
+
+def _check_places(mask: Tensor, lengths: Tensor, position_ids: object | None) -> None:
+    """Raise ValueError unless the tokens of each row lie side by side, at the places they have."""
+    if position_ids is not None:
+        raise ValueError("position_ids: expected none, as this model goes by a token's place")
+    last = mask.shape[1] - mask.flip(1).int().argmax(dim=1)
+    holes = (last - mask.int().argmax(dim=1) != lengths).nonzero()
+    if len(holes):
+        raise ValueError(
+            "attention_mask: expected no zeros between the tokens of a row, as this model goes by "
+            f"their distances, got some in row {int(holes[0])}"
+        )
 
 
 def _check_positions(position_ids: object, shape: torch.Size) -> Tensor:

@@ -11,9 +11,12 @@ from typing import Literal, get_args
 PolicyInput = Literal["state", "prediction", "both"]
 POLICY_INPUTS: tuple[PolicyInput, ...] = get_args(PolicyInput)
 
-# What a head reads of a layer: a row's first token, or the mean of its tokens.
-Pooling = Literal["cls", "mean"]
+# What a head reads of a layer: a row's first token, its last one, or the mean of its tokens.
+Pooling = Literal["cls", "last", "mean"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
+
+# What an exit head applies to its pooler's product, by transformers' names.
+HEAD_ACTIVATIONS = ("tanh", "relu", "gelu", "none")
 
 # The values of transformers' ``problem_type``.
 REGRESSION = "regression"

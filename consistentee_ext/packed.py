@@ -29,6 +29,11 @@ class PackedBatch(NamedTuple):
         rows = torch.arange(len(self.cu_seqlens), dtype=torch.int32, device=self.cu_seqlens.device)
         return PackedBatch(self.hidden[self.cu_seqlens[:-1]], rows, self.row_ids)
 
+    def last_tokens(self) -> PackedBatch:
+        """The same rows, cut to their last token."""
+        rows = torch.arange(len(self.cu_seqlens), dtype=torch.int32, device=self.cu_seqlens.device)
+        return PackedBatch(self.hidden[self.cu_seqlens[1:] - 1], rows, self.row_ids)
+
 
 class ExitResults(NamedTuple):
     """Results of the N rows the caller gave, in the caller's order; the exit steps write into it.
@@ -89,12 +94,18 @@ class InputLimits(NamedTuple):
         num_positions: entries of the position table.
         padding_id: None where a token's position is its column; else positions count the ids that
             differ from it, from ``padding_id + 1`` on.
+        by_place: whether attention goes by a token's place in its row: a row may then have no
+            masked tokens inside, and takes no positions from the caller.
+        trailing_id: tokens of this id at the end of a row are dropped, all but the row's first: a
+            causal classifier reads the last token that is none. None for no such id.
     """
 
     vocab_size: int
     type_vocab_size: int
     num_positions: int
     padding_id: int | None = None
+    by_place: bool = False
+    trailing_id: int | None = None
 
     @property
     def max_length(self) -> int:

@@ -18,11 +18,20 @@ Part = TypeVar("Part")
 
 
 def place(part: Part, device: torch.device) -> Part:
-    """A stack or exits on a device, through dataclasses, named tuples, tuples and mappings."""
+    """A stack or exits on a device, through dataclasses, named tuples, tuples and mappings; what
+    has one place in the part has one there.
+    """
+    placed: dict[int, object] = {}
 
     def inner(value: object) -> object:
+        if id(value) not in placed:
+            placed[id(value)] = move(value)
+        return placed[id(value)]
+
+    def move(value: object) -> object:
         if isinstance(value, LinearWeights):
-            return prepack(dense(value).to(device), value.bias.to(device), value.activation)
+            bias = None if value.bias is None else value.bias.to(device)
+            return prepack(dense(value).to(device), bias, value.activation)
         if isinstance(value, Tensor):
             return value.to(device)
         if isinstance(value, tuple):

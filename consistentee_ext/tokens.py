@@ -80,6 +80,18 @@ def _check_characters(texts: Sequence[Any], paired: bool, first: int) -> None:
             ) from None
 
 
+def without_trailing(rows: TokenRows, trailing_id: int) -> TokenRows:
+    """The rows without the tokens of this id at their end; the first one of each stays."""
+    ends = []
+    for ids in rows.ids:
+        end = len(ids)
+        while end > 1 and ids[end - 1] == trailing_id:
+            end -= 1
+        ends.append(end)
+    parts = ([row[:end] for row, end in zip(part, ends, strict=True)] for part in rows)
+    return TokenRows(*parts)
+
+
 def check_ids(rows: TokenRows, first: int, vocab_size: int) -> None:
     """Raise ValueError where a tokenizer gives an id that the model has no embedding of."""
     for row, ids in enumerate(rows.ids, start=first):

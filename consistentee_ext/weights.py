@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# What an exit head applies to the pooler's product; numbered as `StateActivation` in
-# csrc/kernels/exit_head.h.
-STATE_ACTIVATIONS = ("tanh", "relu")
+# What the exit step applies to the pooler's product; numbered as `StateActivation` in
+# csrc/kernels/exit_head.h. Another activation belongs to the product.
+STATE_ACTIVATIONS = ("tanh", "relu", "none")
 
 
 class LinearWeights(NamedTuple):
@@ -19,23 +19,90 @@ class LinearWeights(NamedTuple):
 
     Attributes:
         weight: W, ``[O, I]``, in the dtype of the hidden states.
-        bias: b, ``[O]``.
+        bias: b, ``[O]``; None is zero.
         activation: f by its name in transformers' configurations; None is the identity.
         prepacked: whether `weight` is laid out for oneDNN, see `consistentee_ext.ops.onednn`.
     """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     activation: str | None = None
     prepacked: bool = False
 
 
 class NormWeights(NamedTuple):
-    """Layer norm: ``weight [H]``, ``bias [H]`` in the dtype of the hidden states, and ``eps``."""
+    """Layer norm: ``weight [H]``, ``bias [H]`` in the dtype of the hidden states, and ``eps``.
+
+    Without bias it is a root-mean-square norm, ``x / sqrt(mean(x^2) + eps) * weight``. (A layer
+    norm that has no bias is one of zeros.)
+    """
 
     weight: Tensor
-    bias: Tensor
+    bias: Tensor | None
     eps: float
+
+
+class Rotation(NamedTuple):
+    """Rotary positions (arXiv 2104.09864): the angles of position p, as ``cos`` and ``sin``
+    ``[P, r/2]`` float32.
+
+    Of a head's first r numbers, ``x = (x1, x2)`` becomes ``(x1 cos - x2 sin, x2 cos + x1 sin)``.
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+
+class RelativeTerms(NamedTuple):
+    """DeBERTa's terms of content and distance (arXiv 2006.03654).
+
+    The score of a query at q and a key at k gets ``Q . keys[i] + K . queries[i]`` added, both times
+    the scale, where ``i = buckets[q - k + P - 1]``.
+
+    Attributes:
+        keys: ``[heads, R, d]`` float32, None without this term.
+        queries: ``[heads, d, R]`` float32, likewise.
+        buckets: ``[2P - 1]`` int32, of each distance; it never falls.
+    """
+
+    keys: Tensor | None
+    queries: Tensor | None
+    buckets: Tensor
+
+
+class AttentionForm(NamedTuple):
+    """How an attention differs from BERT's, all of whose fields are at their defaults.
+
+    Letters: q and k the places of a query and of a key in their row, P the longest row.
+
+    Attributes:
+        num_kv_heads: heads of keys and values, each of which serves as many heads of queries as
+            the others; None for as many as there are.
+        scale: of the scores; None is ``1 / sqrt(d)``.
+        low: keys with ``q - k < low`` are not attended to; None sets no bound. 0 is causal.
+        high: nor those with ``q - k > high``.
+        rotation: of queries and keys.
+        bias: ``[heads, 2P - 1]`` float32, added to the scores at ``q - k + P - 1``.
+        relative: more terms of the scores.
+        query_norm: of each head of the queries, before the rotation.
+        key_norm: likewise of the keys.
+        last_queries: where a row has fewer queries than keys, they are its last ones, not its
+            first.
+    """
+
+    num_kv_heads: int | None = None
+    scale: float | None = None
+    low: int | None = None
+    high: int | None = None
+    rotation: Rotation | None = None
+    bias: Tensor | None = None
+    relative: RelativeTerms | None = None
+    query_norm: NormWeights | None = None
+    key_norm: NormWeights | None = None
+    last_queries: bool = False
+
+
+PLAIN = AttentionForm()  # BERT's
 
 
 class HeadWeights(NamedTuple):

@@ -21,10 +21,12 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
   // segments all are 0 -> ids, types, positions [T] int64, cu_seqlens [B+1] int32, row_ids [B] int64,
   // longest first. A token's position is its column, from the row's first token on, or, with padding_id,
   // padding_id plus how many ids up to it differ from padding_id (padding_id itself for a token that
-  // has this id).
+  // has this id). With by_place a row has no masked tokens inside. Tokens of trailing_id at
+  // the end of a row are dropped, all but the row's first.
   m.def(
       "pack(Tensor input_ids, Tensor? attention_mask, Tensor? token_type_ids, *, int vocab_size,"
-      " int type_vocab_size, int num_positions, int? padding_id)"
+      " int type_vocab_size, int num_positions, int? padding_id, bool by_place,"
+      " int? trailing_id)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // ids, types, positions [T] int64, tables [entries, H] -> [T, H]: layer norm of the three

@@ -58,7 +58,7 @@ class DeviceEngine(Engine):
         self._graphs = graphs
         words = stack.embedding.words
         self._none_left = PackedBatch(
-            words.new_empty(0, words.shape[1]),
+            words.new_empty(0, stack.hidden_size),
             words.new_zeros(1, dtype=torch.int32),
             words.new_empty(0, dtype=torch.int64),
         )

@@ -38,7 +38,6 @@ class EagerEngine(Engine):
             batch = block(batch, ops)
             if layer in decisions:
                 exit_ = self.exits.by_layer[layer]
-                pooled = ops.pool(batch.hidden, batch.cu_seqlens, exit_.pooling)
-                product = ops.linear(pooled, exit_.pooler)
+                product = exit_.product(batch, ops, ops.pool)
                 batch = ops.exit_step(batch, product, exit_.weights, decisions[layer], results)
         return batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from consistentee_ext.exits.exits import Exit
+from consistentee_ext.exits.exit import Exit
 from consistentee_ext.layers import Block
 from consistentee_ext.ops import DeviceOps
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
@@ -27,20 +27,25 @@ def run_exit_layer(
 
     Returns the survivors, in `room` where the caller has some, with room for all rows.
     """
-    if block.norm_first:
+    weight, bias, eps = block.mlp_norm
+    if block.norm_first or bias is None or not exit_.is_plain:
         out = block(batch, ops, max_length)
-        hidden, pooled = out.hidden, _pool(out, exit_.pooling)
+        hidden, product = out.hidden, exit_.product(out, ops, _pool)
     else:
+        assert exit_.pooler is not None
         out, hidden = block.before_last_norm(batch, ops, max_length)
         pooled = ops.add_norm_pool(
             hidden,
             out.hidden,
-            *block.mlp_norm,
+            weight,
+            bias,
+            eps,
             out.cu_seqlens,
-            1 if block.attention.first_tokens_only else max_length,
+            1 if block.attention.one_query else max_length,
             exit_.pooling,
             tickets,
         )
+        product = ops.linear(pooled, exit_.pooler)
         out = out._replace(hidden=hidden)
     if room is None:
         survivors = PackedBatch(*map(torch.empty_like, out))
@@ -48,7 +53,7 @@ def run_exit_layer(
         survivors = room._replace(hidden=room.hidden[: len(hidden)])
     ops.exit_step_async(
         out,
-        ops.linear(pooled, exit_.pooler),
+        product,
         exit_.weights,
         decision,
         results,
@@ -59,12 +64,14 @@ def run_exit_layer(
     return survivors
 
 
-def _pool(batch: PackedBatch, pooling: str) -> Tensor:
+def _pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
     """`consistentee_ext.ops.reference.pool` without a wait: absent rows and tokens behind the last
     row may have any value.
     """
     if pooling == "cls":
-        return batch.first_tokens().hidden
-    offsets = batch.cu_seqlens.long()
-    means = torch.segment_reduce(batch.hidden.float(), "mean", offsets=offsets, axis=0, unsafe=True)
-    return means.to(batch.hidden.dtype)
+        return hidden[cu_seqlens[:-1]]
+    if pooling == "last":
+        return hidden[cu_seqlens[1:] - 1]
+    offsets = cu_seqlens.long()
+    means = torch.segment_reduce(hidden.float(), "mean", offsets=offsets, axis=0, unsafe=True)
+    return means.to(hidden.dtype)

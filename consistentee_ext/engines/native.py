@@ -14,7 +14,7 @@ from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Block, Stack
 from consistentee_ext.ops.schema import CRITERION_CODES, head_arguments
 from consistentee_ext.packed import ExitResults, PackedBatch
-from consistentee_ext.weights import LinearWeights, NormWeights
+from consistentee_ext.weights import PLAIN, LinearWeights, NormWeights
 
 
 class NativeEngine(Engine):
@@ -26,10 +26,18 @@ class NativeEngine(Engine):
 
     @staticmethod
     def takes(stack: Stack, exits: Exits) -> bool:
-        """Whether every product is prepacked for oneDNN."""
+        """Whether C++ has all that the model is made of."""
+        plain = stack.embedding.is_plain and all(map(_is_plain, stack.blocks))
+        if not plain or not all(exit_.is_plain for exit_ in exits.by_layer.values()):
+            return False
         linears = [linear for block in stack.blocks for linear in block.linears]
-        linears += [exit_.pooler for exit_ in exits.by_layer.values()]
-        return all(linear.prepacked for linear in linears)
+        linears += [exit_.pooler for exit_ in exits.by_layer.values() if exit_.pooler is not None]
+        return all(
+            linear.prepacked
+            and linear.bias is not None
+            and linear.activation in (None, "gelu", "relu")
+            for linear in linears
+        )
 
     @override
     def with_exits(self, exits: Exits) -> NativeEngine:
@@ -74,6 +82,16 @@ class _Number:
                 **_linear_arguments("pooler", exit_.pooler),
                 **head_arguments(exit_.weights),
             )
+
+
+def _is_plain(block: Block) -> bool:
+    norms = (block.attention_norm, block.mlp_norm)
+    layer_norms = all(norm is not None and norm.bias is not None for norm in norms)
+    outer = block.attention_out_norm is None and block.mlp_out_norm is None
+    attention = block.attention
+    size = attention.head_size * attention.num_heads
+    square = size == attention.out.weight.shape[0]
+    return layer_norms and outer and square and attention.form == PLAIN and block.mlp.gate is None
 
 
 def _block_arguments(block: Block) -> dict[str, Any]:

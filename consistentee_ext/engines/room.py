@@ -107,7 +107,7 @@ class Room:
         # In turn what an exit reads and what it writes.
         self._batches = [
             PackedBatch(
-                words.new_empty(tokens, words.shape[1]),
+                words.new_empty(tokens, stack.hidden_size),
                 self.tickets.new_empty(rows + 1),
                 words.new_empty(rows, dtype=torch.int64),
             )

@@ -1,121 +1,17 @@
-"""The exits of a model, ready to run: which layers have one, their weights, how they decide."""
+"""All exits of a model, ready to run: which layers have one, how they decide."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from consistentee_ext.criteria import check_criterion, check_threshold
-from consistentee_ext.exits.head import ExitHead, Policy
-from consistentee_ext.families import FAMILIES
-from consistentee_ext.families.reader import expect
-from consistentee_ext.names import MULTI_LABEL
-from consistentee_ext.ops.onednn import prepack
+from consistentee_ext.exits.exit import Exit
 from consistentee_ext.packed import ExitDecision
-from consistentee_ext.weights import HeadWeights, LinearWeights
-
-
-@dataclass(frozen=True)
-class Exit:
-    """The exit of one layer: pooling, the pooler's product, and what the exit step reads.
-
-    The alpha feature is the same for all rows, so its term of an adjustable policy is folded into
-    the bias: ``dense_bias = base_bias + alpha_feature * alpha_weight``.
-    """
-
-    pooling: str
-    pooler: LinearWeights
-    weights: HeadWeights
-    alpha_weight: Tensor | None = None
-    base_bias: Tensor | None = None
-
-    @classmethod
-    def from_modules(
-        cls,
-        pooling: str,
-        pooler: nn.Linear,
-        activation: str,
-        classifier: nn.Linear,
-        policy: Policy | None,
-        multi_label: bool,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> Exit:
-        """The pooler in `dtype`; classifier and policy, which are small, in float32."""
-
-        def exact(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device, torch.float32).contiguous()
-
-        policy_weights: dict[str, Any] = {}
-        alpha_weights: tuple[Tensor, ...] = ()
-        if policy is not None:
-            dense_weight = policy.dense.weight
-            if policy.adjustable:
-                alpha_weights = (exact(dense_weight[:, -1]), exact(policy.dense.bias))
-                dense_weight = dense_weight[:, :-1]
-            policy_weights = {
-                "dense_weight": exact(dense_weight),
-                "dense_bias": exact(policy.dense.bias),
-                "score_weight": exact(policy.score.weight).view(-1),
-                "score_bias": exact(policy.score.bias),
-                "policy_input": policy.policy_input,
-            }
-        weight, bias = (p.detach().to(device, dtype) for p in (pooler.weight, pooler.bias))
-        return cls(
-            pooling,
-            prepack(weight, bias),
-            HeadWeights(
-                exact(classifier.weight),
-                exact(classifier.bias),
-                **policy_weights,
-                state_activation=activation,
-                multi_label=multi_label,
-            ),
-            *alpha_weights,
-        )
-
-    def at_alpha(self, feature: float) -> Exit:
-        """This exit with an adjustable policy that reads this alpha feature."""
-        if self.alpha_weight is None:
-            return self
-        assert self.base_bias is not None
-        bias = torch.add(self.base_bias, self.alpha_weight, alpha=feature)
-        return replace(self, weights=self.weights._replace(dense_bias=bias))
-
-
-def model_exits(
-    model: Any, backbone: Any, dtype: torch.dtype, device: torch.device
-) -> dict[int, Exit]:
-    """The exits of a model by layer (1-based); a Hugging Face classifier has one, at the last."""
-    multi_label = model.config.problem_type == MULTI_LABEL
-    if hasattr(model, "heads"):
-        heads: Sequence[ExitHead] = model.heads
-        poolings = model.config.poolings
-        return {
-            layer: Exit.from_modules(
-                pooling,
-                head.pooler,
-                head.activation,
-                head.classifier,
-                head.policy,
-                multi_label,
-                dtype,
-                device,
-            )
-            for layer, (head, pooling) in enumerate(zip(heads, poolings, strict=True), start=1)
-        }
-    pooler, activation, classifier = FAMILIES[backbone.config.model_type].read_head(model)
-    expect(pooler, nn.Linear, "the head's pooler")
-    expect(classifier, nn.Linear, "the classifier")
-    return {
-        backbone.config.num_hidden_layers: Exit.from_modules(
-            "cls", pooler, activation, classifier, None, multi_label, dtype, device
-        )
-    }
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers.activations import ACT2FN
 
 from consistentee_ext.ops.prediction import NUM_STATISTICS, prediction_statistics
 
@@ -84,7 +86,8 @@ class ExitHead(nn.Module):
         dropout: probability of dropping a state's element before the classifier, in training.
         adjustable: the policy reads the `alpha_feature` as well.
         multi_label: labels are independent.
-        activation: f, ``"tanh"`` or ``"relu"``.
+        activation: f, one of `consistentee_ext.names.HEAD_ACTIVATIONS`.
+        norm: of x, where the encoder's hidden states are sums without a norm.
     """
 
     def __init__(
@@ -97,10 +100,12 @@ class ExitHead(nn.Module):
         adjustable: bool = False,
         multi_label: bool = False,
         activation: str = "tanh",
+        norm: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.multi_label = multi_label
         self.activation = activation
+        self.norm = norm
         self.pooler = nn.Linear(hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_labels)
@@ -121,7 +126,11 @@ class ExitHead(nn.Module):
                 `consistentee_ext.ops.prediction.answers`.
             feature: ``[B]``, of an adjustable policy, its `alpha_feature`.
         """
-        state = getattr(torch, self.activation)(self.pooler(pooled))
+        if self.norm is not None:
+            pooled = self.norm(pooled)
+        state = self.pooler(pooled)
+        if self.activation != "none":
+            state = ACT2FN[self.activation](state)
         logits = self.classifier(self.dropout(state))
         return HeadOutput(state, logits, self.decide(state, logits, previous, feature))
 
@@ -142,9 +151,20 @@ class ExitHead(nn.Module):
         return logit
 
 
-def build_exit_heads(config: ConsistentEEConfig, dropout: float = 0.0) -> nn.ModuleList:
-    """One head a layer; the last layer, at which every row leaves, has no policy (``p_L := 1``)."""
-    num_layers, num_labels = config.backbone.num_hidden_layers, config.num_labels
+def num_layers_of(config: Any) -> int:
+    """How many layers an encoder runs: ALBERT's configuration counts groups of them."""
+    layers: int = config.num_hidden_layers * getattr(config, "inner_group_num", 1)
+    return layers
+
+
+def build_exit_heads(
+    config: ConsistentEEConfig, last_norm: nn.Module | None = None, dropout: float = 0.0
+) -> nn.ModuleList:
+    """One head a layer; the last layer, at which every row leaves, has no policy (``p_L := 1``).
+
+    Each head starts with a copy of `last_norm`, if there is one.
+    """
+    num_layers, num_labels = num_layers_of(config.backbone), config.num_labels
     assert num_labels is not None  # by the configuration
 
     def build(last: bool) -> ExitHead:
@@ -157,6 +177,7 @@ def build_exit_heads(config: ConsistentEEConfig, dropout: float = 0.0) -> nn.Mod
             adjustable=config.alpha_range is not None,
             multi_label=config.multi_label,
             activation=config.last_activation if last else "tanh",
+            norm=copy.deepcopy(last_norm),
         )
 
     return nn.ModuleList(build(layer == num_layers) for layer in range(1, num_layers + 1))

@@ -11,7 +11,19 @@ from typing import Any, Protocol
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-from consistentee_ext.families import bert, distilbert, ernie, roberta
+from consistentee_ext.families import (
+    albert,
+    bert,
+    deberta_v2,
+    distilbert,
+    electra,
+    ernie,
+    gte,
+    llama,
+    modernbert,
+    mpnet,
+    roberta,
+)
 from consistentee_ext.families.guard import check_modules, merge_hint
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Stack
@@ -19,6 +31,8 @@ from consistentee_ext.layers import Stack
 
 class Family(Protocol):
     """What every module here has."""
+
+    LAST_NORM: str | None  # the norm behind the last block, where blocks norm first
 
     def read_stack(self, model: Any, reader: Reader) -> Stack:
         """The encoder as data."""
@@ -29,12 +43,28 @@ class Family(Protocol):
 
 # By the model_type of the encoder's configuration.
 FAMILIES: dict[str, Family] = {
+    "albert": albert,
     "bert": bert,
     "camembert": roberta,
     "data2vec-text": roberta,
+    "deberta-v2": deberta_v2,
     "distilbert": distilbert,
+    "electra": electra,
     "ernie": ernie,
+    "eurobert": llama,
+    "gemma": llama,
+    "gemma3_text": llama,
+    "gte": gte,
+    "jina_embeddings_v3": gte,
+    "llama": llama,
+    "mistral": llama,
+    "modernbert": modernbert,
+    "mpnet": mpnet,
+    "nomic_bert": gte,
+    "qwen2": llama,
+    "qwen3": llama,
     "roberta": roberta,
+    "ultrabert": llama,
     "xlm-roberta": roberta,
 }
 
@@ -76,6 +106,20 @@ def find_backbone(model: object) -> nn.Module:
     check_family(backbone.config, "model")
     check_modules(model)
     return backbone
+
+
+def take_last_norm(backbone: Any) -> nn.Module | None:
+    """The norm behind an encoder's last block, where blocks norm first; it is taken out of the
+    encoder, whose hidden states are then alike at all layers. None where there is none.
+    """
+    family = FAMILIES.get(backbone.config.model_type)
+    if family is None or family.LAST_NORM is None:
+        return None
+    norm: nn.Module = getattr(backbone, family.LAST_NORM)
+    if isinstance(norm, nn.Identity):
+        return None
+    setattr(backbone, family.LAST_NORM, nn.Identity())
+    return norm
 
 
 def read_stack(backbone: Any, reader: Reader) -> Stack:

@@ -9,6 +9,8 @@ from torch import nn
 from consistentee_ext.families.reader import ClassifierHead, Reader, expect
 from consistentee_ext.layers import Block, Mlp, Stack
 
+LAST_NORM: str | None = None
+
 
 def read_stack(model: Any, reader: Reader) -> Stack:
     """A `BertModel`."""
@@ -46,4 +48,4 @@ def read_head(model: Any) -> ClassifierHead:
     """The head of a `BertForSequenceClassification`."""
     pooler = model.base_model.pooler
     expect(pooler.activation, nn.Tanh, "the pooler's activation")
-    return ClassifierHead(pooler.dense, "tanh", model.classifier)
+    return ClassifierHead(model.classifier, pooler.dense, "tanh")

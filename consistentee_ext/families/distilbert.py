@@ -7,6 +7,8 @@ from typing import Any
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Block, Mlp, Stack
 
+LAST_NORM: str | None = None
+
 
 def read_stack(model: Any, reader: Reader) -> Stack:
     """A `DistilBertModel`."""
@@ -41,4 +43,4 @@ def _read_block(reader: Reader, layer: Any) -> Block:
 
 def read_head(model: Any) -> ClassifierHead:
     """The head of a `DistilBertForSequenceClassification`."""
-    return ClassifierHead(model.pre_classifier, "relu", model.classifier)
+    return ClassifierHead(model.classifier, model.pre_classifier, "relu")

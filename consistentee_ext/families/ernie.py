@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from consistentee_ext.families.bert import read_block, read_head
+from consistentee_ext.families.bert import LAST_NORM, read_block, read_head
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.layers import Stack
 
-__all__ = ["read_head", "read_stack"]
+__all__ = ["LAST_NORM", "read_head", "read_stack"]
 
 
 def read_stack(model: Any, reader: Reader) -> Stack:

@@ -23,10 +23,8 @@ def check_modules(model: nn.Module) -> None:
                 f"{where}: expected a module of transformers or torch.nn, got "
                 f"{type(module).__name__}, whose forward is that of {source}{merge_hint(source)}"
             )
-        # accelerate, with a device map, wraps forward only to move tensors. transformers before 5.2
-        # records outputs by setting a forward, and then sets back that of the class.
-        own = getattr(module.forward, "__func__", None) is type(module).forward
-        if not own and not hasattr(module, "_hf_hook"):
+        # accelerate, with a device map, wraps forward only to move tensors.
+        if "forward" in vars(module) and not hasattr(module, "_hf_hook"):
             raise ValueError(f"{where}: expected the forward of its class, got one set on it")
         # transformers' own hooks record outputs.
         hooks = (*module._forward_hooks.values(), *module._forward_pre_hooks.values())

@@ -8,6 +8,8 @@ from consistentee_ext.families.bert import read_block
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Stack
 
+LAST_NORM: str | None = None
+
 
 def read_stack(model: Any, reader: Reader) -> Stack:
     """A `RobertaModel`."""
@@ -24,4 +26,4 @@ def read_stack(model: Any, reader: Reader) -> Stack:
 
 def read_head(model: Any) -> ClassifierHead:
     """The head of a `RobertaForSequenceClassification`."""
-    return ClassifierHead(model.classifier.dense, "tanh", model.classifier.out_proj)
+    return ClassifierHead(model.classifier.out_proj, model.classifier.dense, "tanh")

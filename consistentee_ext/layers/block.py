@@ -1,15 +1,15 @@
-"""One layer: attention and MLP, each added to its input, and a norm of each."""
+"""One layer: attention and MLP, each added to its input, and the norms around them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import layer_norm
 
 from consistentee_ext.layers.attention import Attention
 from consistentee_ext.layers.mlp import Mlp
 from consistentee_ext.ops import LayerOps
+from consistentee_ext.ops.norm import norm
 from consistentee_ext.packed import PackedBatch
 from consistentee_ext.weights import LinearWeights, NormWeights
 
@@ -18,26 +18,30 @@ from consistentee_ext.weights import LinearWeights, NormWeights
 class Block:
     """``x = attention_norm(x + attention(x))``, then ``x = mlp_norm(x + mlp(x))``.
 
-    With `norm_first`: ``x = x + attention(attention_norm(x))``, then ``x = x + mlp(mlp_norm(x))``.
+    With `norm_first`: ``x = x + attention(attention_norm(x))``, then ``x = x + mlp(mlp_norm(x))``;
+    there `attention_norm` may be None, for none, and what is added may have a norm of its own,
+    `attention_out_norm` and `mlp_out_norm`.
     """
 
     attention: Attention
-    attention_norm: NormWeights
+    attention_norm: NormWeights | None
     mlp: Mlp
     mlp_norm: NormWeights
     norm_first: bool = False
+    attention_out_norm: NormWeights | None = None
+    mlp_out_norm: NormWeights | None = None
 
     @property
     def linears(self) -> list[LinearWeights]:
         """Every product of the block."""
         attention, mlp = self.attention, self.mlp
-        own = [attention.query, attention.key_value, attention.out, mlp.up, mlp.down]
+        own = [attention.query, attention.key_value, attention.out, mlp.up, mlp.down, mlp.gate]
         return [linear for linear in own if linear is not None]
 
     def __call__(
         self, batch: PackedBatch, ops: LayerOps, max_length: int | None = None
     ) -> PackedBatch:
-        """The batch behind the block: all tokens, or the first of each row.
+        """The batch behind the block: all tokens, or one of each row.
 
         On a device, `max_length` bounds the rows' lengths.
         """
@@ -49,18 +53,19 @@ class Block:
     def _norm_first(self, batch: PackedBatch, ops: LayerOps, max_length: int | None) -> PackedBatch:
         normed = batch._replace(hidden=_norm(batch.hidden, self.attention_norm))
         out, added = self.attention(normed, ops, max_length)
-        residual = batch.first_tokens() if self.attention.first_tokens_only else batch
-        hidden = residual.hidden + added
-        return out._replace(hidden=hidden + self.mlp(_norm(hidden, self.mlp_norm), ops))
+        hidden = self.attention.queried(batch).hidden + _norm(added, self.attention_out_norm)
+        added = self.mlp(_norm(hidden, self.mlp_norm), ops)
+        return out._replace(hidden=hidden + _norm(added, self.mlp_out_norm))
 
     def before_last_norm(
         self, batch: PackedBatch, ops: LayerOps, max_length: int | None = None
     ) -> tuple[PackedBatch, Tensor]:
         """The operands of a last norm: the residual, and what the MLP adds to it ``[T, H]``."""
+        assert self.attention_norm is not None
         out, added = self.attention(batch, ops, max_length)
         hidden = ops.add_norm(added, out.hidden, *self.attention_norm)
         return out._replace(hidden=hidden), self.mlp(hidden, ops)
 
 
-def _norm(hidden: Tensor, norm: NormWeights) -> Tensor:
-    return layer_norm(hidden, hidden.shape[1:], *norm)
+def _norm(hidden: Tensor, weights: NormWeights | None) -> Tensor:
+    return hidden if weights is None else norm(hidden, *weights)

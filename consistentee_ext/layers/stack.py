@@ -19,3 +19,9 @@ class Stack:
     def num_layers(self) -> int:
         """L."""
         return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """H."""
+        size: int = self.blocks[0].mlp.down.weight.shape[0]
+        return size

@@ -13,7 +13,7 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
-from consistentee_ext.weights import HeadWeights, LinearWeights
+from consistentee_ext.weights import PLAIN, AttentionForm, HeadWeights, LinearWeights
 
 _MODULES = {"torch": "reference", "cpu": "cpu", "cuda": "cuda", "triton": "triton"}
 
@@ -48,20 +48,21 @@ class LayerOps(Protocol):
         num_heads: int,
         max_queries: int | None = None,
         max_keys: int | None = None,
+        form: AttentionForm = PLAIN,
     ) -> Tensor:
-        """Self-attention within each row, ``[Tq, H]``."""
+        """Self-attention within each row, ``[Tq, heads * d]``."""
 
     def add_norm(
-        self, hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+        self, hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
     ) -> Tensor:
-        """Layer norm of ``hidden + residual``, ``[T, H]``; may be written over `hidden`."""
+        """The norm of ``hidden + residual``, ``[T, H]``; may be written over `hidden`."""
 
 
 class HostOps(LayerOps, Protocol):
     """What ``torch`` and ``cpu`` have beside; the host knows the survivors of each exit step."""
 
     def pool(self, hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
-        """One vector a row, ``[B, H]``: cls or mean."""
+        """One vector a row, ``[B, H]``: cls, last or mean."""
 
     def exit_step(
         self,

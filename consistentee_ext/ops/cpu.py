@@ -13,7 +13,9 @@ from consistentee_ext.ops import (
 from consistentee_ext.ops.checks import check_exit_step
 from consistentee_ext.ops.schema import exit_arguments
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
-from consistentee_ext.weights import HeadWeights, LinearWeights
+from consistentee_ext.weights import PLAIN, AttentionForm, HeadWeights, LinearWeights
+
+_ACTIVATIONS = (None, "gelu", "relu")
 
 
 def embed(
@@ -44,7 +46,7 @@ def embed(
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``; prepacked weights round the rows up, so that few numbers need code."""
-    if not weights.prepacked:
+    if not weights.prepacked or weights.bias is None or weights.activation not in _ACTIVATIONS:
         return reference.linear(x, weights)
     activation = weights.activation or "none"
     out: Tensor = torch.ops.consistentee.linear.default(
@@ -62,8 +64,12 @@ def attention(
     num_heads: int,
     max_queries: int | None = None,
     max_keys: int | None = None,
+    form: AttentionForm = PLAIN,
 ) -> Tensor:
     """Self-attention within each row, ``[Tq, H]``."""
+    if form != PLAIN:
+        offsets = (query_offsets, key_offsets)
+        return reference.attention(query, key, value, *offsets, num_heads, form=form)
     out: Tensor = torch.ops.consistentee.attention.default(
         query,
         key,
@@ -75,15 +81,19 @@ def attention(
     return out
 
 
-def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of ``hidden + residual``, written over `hidden`."""
+def add_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> Tensor:
+    """The norm of ``hidden + residual``; a layer norm is written over `hidden`."""
+    if bias is None:
+        return reference.add_norm(hidden, residual, weight, bias, eps)
     torch.ops.consistentee.add_norm_.default(hidden, residual, weight=weight, bias=bias, eps=eps)
     return hidden
 
 
 def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
-    """One vector a row, ``[B, H]``: cls or mean."""
-    if pooling == "cls":
+    """One vector a row, ``[B, H]``: cls, last or mean."""
+    if pooling != "mean":
         return reference.pool(hidden, cu_seqlens, pooling)
     out: Tensor = torch.ops.consistentee.mean_pool.default(hidden, cu_seqlens)
     return out

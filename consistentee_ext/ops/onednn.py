@@ -19,7 +19,14 @@ from consistentee_ext.weights import LinearWeights
 # nothing: the layer norm after it reads the residual in the time it would take alone.
 _DTYPES = (torch.float32, torch.bfloat16)
 # Of each activation, oneDNN's name and variant.
-_ACTIVATIONS = {None: ("none", ""), "gelu": ("gelu", "none"), "relu": ("relu", "")}
+_ACTIVATIONS = {
+    None: ("none", ""),
+    "gelu": ("gelu", "none"),
+    "gelu_pytorch_tanh": ("gelu", "tanh"),
+    "relu": ("relu", ""),
+    "silu": ("swish", ""),
+    "tanh": ("tanh", ""),
+}
 
 
 def _available(dtype: torch.dtype) -> bool:
@@ -39,7 +46,7 @@ def is_fast(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def prepack(weight: Tensor, bias: Tensor, activation: str | None = None) -> LinearWeights:
+def prepack(weight: Tensor, bias: Tensor | None, activation: str | None = None) -> LinearWeights:
     """``weight [O, I]`` laid out for oneDNN, where weight, activation and processor allow it."""
     if (
         weight.device.type != "cpu"
@@ -70,8 +77,8 @@ def _reduce(weights: LinearWeights) -> tuple[Any, ...]:
 
 
 @without_threads()
-def _prepack_bytes(raw: Any, dtype: torch.dtype, bias: Tensor, *rest: Any) -> LinearWeights:
-    return prepack(torch.from_numpy(raw).view(dtype).to(bias.device), bias, *rest)
+def _prepack_bytes(raw: Any, dtype: torch.dtype, bias: Tensor | None, *rest: Any) -> LinearWeights:
+    return prepack(torch.from_numpy(raw).view(dtype), bias, *rest)
 
 
 copyreg.pickle(LinearWeights, _reduce)

@@ -10,15 +10,17 @@ from itertools import groupby
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.functional import gelu, layer_norm, scaled_dot_product_attention
+from torch.nn.functional import gelu, layer_norm
 from transformers.activations import ACT2FN
 
 from consistentee_ext.criteria import SCORES, Prediction
 from consistentee_ext.ops import onednn
+from consistentee_ext.ops.attention_form import attend
 from consistentee_ext.ops.checks import check_exit_step
+from consistentee_ext.ops.norm import norm
 from consistentee_ext.ops.prediction import answers, prediction_statistics
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
-from consistentee_ext.weights import HeadWeights, LinearWeights
+from consistentee_ext.weights import PLAIN, AttentionForm, HeadWeights, LinearWeights
 
 
 def pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -34,12 +36,15 @@ def pack(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pool(hidden: Tensor, cu_seqlens: Tensor, pooling: str) -> Tensor:
-    """One vector a row, ``[T, H]`` to ``[B, H]``: its first token (cls) or their mean (mean).
+    """One vector a row, ``[T, H]`` to ``[B, H]``: its first token (cls), its last (last), or the
+    mean of all (mean).
 
     The mean is taken in float32 and rounded once.
     """
     if pooling == "cls":
         return hidden[cu_seqlens[:-1].long()]
+    if pooling == "last":
+        return hidden[cu_seqlens[1:].long() - 1]
     lengths = cu_seqlens.diff().long()
     rows = torch.repeat_interleave(lengths, output_size=hidden.shape[0])
     total = hidden.new_zeros(lengths.shape[0], hidden.shape[1], dtype=torch.float32)
@@ -78,6 +83,11 @@ def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     return y if weights.activation is None else ACT2FN[weights.activation](y)
 
 
+def activate(x: Tensor, activation: str) -> Tensor:
+    """One of `consistentee_ext.weights.STATE_ACTIVATIONS`."""
+    return x if activation == "none" else ACT2FN[activation](x)
+
+
 def attention(
     query: Tensor,
     key: Tensor,
@@ -87,33 +97,39 @@ def attention(
     num_heads: int,
     max_queries: int | None = None,
     max_keys: int | None = None,
+    form: AttentionForm = PLAIN,
 ) -> Tensor:
-    """``softmax(Q K^T / sqrt(d)) V`` within each row, heads of size ``d = H / num_heads``.
+    """``softmax(Q K^T / sqrt(d)) V`` within each row, or what `form` makes of it.
 
     Neighbouring rows of one shape run as a batch: callers that sort by length get larger calls.
 
     Args:
-        query: ``[Tq, H]``.
-        key: ``[T, H]``, and so `value`.
+        query: ``[Tq, heads * d]``.
+        key: ``[T, K * d]`` with K heads, by default as many as the queries have; and so `value`.
         query_offsets: ``[B+1]`` int32: row i has the queries from its i-th to its next element.
         key_offsets: ``[B+1]`` int32, of keys and values.
-        num_heads: a divisor of H.
+        num_heads: of the queries.
         max_queries: no row has more; for devices, whose host does not know the offsets.
         max_keys: no row has more; likewise.
+        form: what differs from BERT's attention.
 
     Returns:
-        ``[Tq, H]``.
+        ``[Tq, heads * d]``.
     """
+    kv_heads = form.num_kv_heads or num_heads
     lengths = zip(query_offsets.diff().tolist(), key_offsets.diff().tolist(), strict=True)
     context = torch.empty_like(query, memory_format=torch.contiguous_format)
     first_query = first_key = 0
     for (queries, keys), group in groupby(lengths):
         rows = sum(1 for _ in group)
         next_query, next_key = first_query + rows * queries, first_key + rows * keys
-        attended = scaled_dot_product_attention(
+        first_place = keys - queries if form.last_queries else 0
+        attended = attend(
             _split_heads(query[first_query:next_query], rows, num_heads),
-            _split_heads(key[first_key:next_key], rows, num_heads),
-            _split_heads(value[first_key:next_key], rows, num_heads),
+            _split_heads(key[first_key:next_key], rows, kv_heads),
+            _split_heads(value[first_key:next_key], rows, kv_heads),
+            torch.arange(first_place, first_place + queries, device=query.device),
+            form,
         )
         context[first_query:next_query] = attended.transpose(1, 2).reshape(-1, query.shape[1])
         first_query, first_key = next_query, next_key
@@ -127,9 +143,11 @@ def _split_heads(tokens: Tensor, rows: int, num_heads: int) -> Tensor:
     return tokens.reshape(rows, length, num_heads, size).transpose(1, 2)
 
 
-def add_norm(hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm of ``hidden + residual``, both ``[T, H]``; `weight` and `bias` are ``[H]``."""
-    return layer_norm(hidden + residual, weight.shape, weight, bias, eps)
+def add_norm(
+    hidden: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float
+) -> Tensor:
+    """The norm of ``hidden + residual``, both ``[T, H]``; `weight` and `bias` are ``[H]``."""
+    return norm(hidden + residual, weight, bias, eps)
 
 
 def policy_probability(state: Tensor, statistics: Tensor, weights: HeadWeights) -> Tensor:
@@ -171,7 +189,7 @@ def exit_step(
         TypeError, ValueError: a tensor of another dtype, shape or device than stated.
     """
     check_exit_step(batch, pooled, weights, decision, results)
-    state = getattr(torch, weights.state_activation)(pooled.float())
+    state = activate(pooled.float(), weights.state_activation)
     logits = state @ weights.classifier_weight.T + weights.classifier_bias
     rows, multi_label = batch.row_ids, weights.multi_label
     previous = results.labels[rows]

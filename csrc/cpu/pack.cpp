@@ -40,7 +40,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
     int64_t vocab_size,
     int64_t type_vocab_size,
     int64_t num_positions,
-    const std::optional<int64_t>& padding_id) {
+    const std::optional<int64_t>& padding_id,
+    bool by_place,
+    const std::optional<int64_t>& trailing_id) {
   if (input_ids.dim() != 2) fail("input_ids: expected a tensor of shape [B, S]");
   const int64_t rows = input_ids.size(0), width = input_ids.size(1);
   const Integers ids(input_ids, "input_ids", rows, width);
@@ -49,13 +51,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
   if (token_type_ids) types.emplace(*token_type_ids, "token_type_ids", rows, width);
 
   std::vector<int32_t> lengths(rows, static_cast<int32_t>(width));
-  if (mask) {
+  std::vector<int64_t> ends(rows, width);  // the column behind the last token of a row
+  if (mask || trailing_id) {
     for (int64_t row = 0; row < rows; ++row) {
+      int32_t length = 0;
       lengths[row] = 0;
       for (int64_t column = 0; column < width; ++column) {
-        const int64_t value = (*mask)(row, column);
+        const int64_t value = mask ? (*mask)(row, column) : 1;
         if (value != 0 && value != 1) fail("attention_mask: expected only 0 and 1");
-        lengths[row] += static_cast<int32_t>(value);
+        length += static_cast<int32_t>(value);
+        if (value && (length == 1 || !trailing_id || ids(row, column) != *trailing_id)) {
+          lengths[row] = length;
+          ends[row] = column + 1;
+        }
       }
     }
   }
@@ -82,11 +90,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> pack(
   for (int64_t i = 0, token = 0; i < rows; ++i) {
     int64_t counted = 0;  // ids so far that differ from padding_id, masked ones among them
     int64_t begin = -1;   // the column of the row's first token
-    for (int64_t column = 0; column < width; ++column) {
+    for (int64_t column = 0; column < ends[order[i]]; ++column) {
       const int64_t id = ids(order[i], column);
       if (padding_id && id != *padding_id) ++counted;
       if (mask && !(*mask)(order[i], column)) continue;
       if (begin < 0) begin = column;
+      if (by_place && column - begin != token - offsets[i]) {
+        fail("attention_mask: expected no zeros between the tokens of a row");
+      }
       int64_t position = column - begin;
       if (padding_id) position = *padding_id + (id == *padding_id ? 0 : counted);
       const int64_t type = types ? (*types)(order[i], column) : 0;

@@ -13,6 +13,7 @@ enum class PolicyInput : int64_t { kNone = 0, kState = 1, kPrediction = 2, kBoth
 enum class StateActivation : int64_t {
   kTanh = 0,
   kRelu = 1,
+  kNone = 2,
   kCount  // of the above
 };
 
@@ -73,6 +74,7 @@ CONSISTENTEE_INLINE bool uses_policy(const ExitHead& head, const ExitDecision& d
 CONSISTENTEE_INLINE float relu(float x) { return x < 0.0f ? 0.0f : x; }
 
 CONSISTENTEE_INLINE float activate(StateActivation activation, float x) {
+  if (activation == StateActivation::kNone) return x;
   return activation == StateActivation::kRelu ? relu(x) : tanh_approx(x);
 }
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.letters import tokenizer
 from support.models import random_batch, tiny_classifier, tiny_model
-from transformers import ElectraConfig
+from transformers import FNetConfig
 
 from consistentee_ext import FastEarlyExitEncoder
 
@@ -114,11 +114,11 @@ def set_weight(name: str, shape: tuple[int, ...]) -> Callable[[dict], None]:
             edit_weights(set_weight("heads.9.classifier.weight", (3, 32))),
             "heads.9.classifier.weight",
         ),
-        (edit_config(model_type="electra"), "model_type consistentee, bert, .*, got 'electra'"),
-        (edit_config(model_type=None), "model_type consistentee, bert, .*, got None"),
+        (edit_config(model_type="fnet"), "model_type consistentee, .*bert, .*, got 'fnet'"),
+        (edit_config(model_type=None), "model_type consistentee, .*bert, .*, got None"),
         (edit_config(pooling=None), "config.json has no field 'pooling'"),
         (edit_config(threshold=7), r"threshold: expected a number in \(0, 1\], got 7"),
-        (edit_config(backbone=ElectraConfig().to_dict()), "backbone: expected .*bert.*'electra'"),
+        (edit_config(backbone=FNetConfig().to_dict()), "backbone: expected .*bert.*'fnet'"),
     ],
 )
 def test_damaged_checkpoint(folder: Path, damage: Callable[[Path], None], message: str) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import Device
-from support.models import scramble
-from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, ElectraConfig
+from support.family_cases import CASES, FIELDS, VOCABULARY, blown_up, classifier, config_of
+from transformers import AutoConfig, AutoModelForSequenceClassification, FNetConfig
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
@@ -18,31 +17,9 @@ from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.engines.native import NativeEngine
 from consistentee_ext.families import FAMILIES
 
-VOCABULARY, PAD = 60, 1
-FIELDS: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "intermediate_size": 48,
-    "max_position_embeddings": 40,
-    "pad_token_id": PAD,
-    "num_labels": 3,
-}
-# What a case changes of its family: kinds of segments, of activation, of position.
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "bert": ("bert", {}),
-    "bert with one segment": ("bert", {"type_vocab_size": 1, "hidden_act": "relu"}),
-    "camembert": ("camembert", {"type_vocab_size": 1}),
-    "data2vec-text": ("data2vec-text", {"layer_norm_eps": 1e-5}),
-    "distilbert": ("distilbert", {"activation": "gelu"}),
-    "distilbert with sinusoids": ("distilbert", {"sinusoidal_pos_embds": True}),
-    "ernie": ("ernie", {}),
-    "ernie with tasks": ("ernie", {"use_task_id": True}),
-    "roberta": ("roberta", {"type_vocab_size": 1}),
-    "roberta, padding id 0": ("roberta", {"type_vocab_size": 2, "pad_token_id": 0}),
-    "xlm-roberta": ("xlm-roberta", {"type_vocab_size": 1}),
-}
+BERT_KIN = ("bert", "camembert", "data2vec-text", "distilbert", "ernie", "roberta", "xlm-roberta")
+TAKE_HOLES = (*BERT_KIN, "albert", "electra")  # positions alone say where a token is
+CAUSAL = ("gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 each_case = pytest.mark.parametrize("case", CASES)
 
 
@@ -50,37 +27,10 @@ def test_every_family_has_a_case() -> None:
     assert {kind for kind, _ in CASES.values()} == set(FAMILIES)
 
 
-def blown_up(model: nn.Module, seed: int) -> nn.Module:
-    """Weights at which a wrong position, segment, norm or activation changes every logit."""
-    scramble(model, seed)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name.lower() and name.endswith("weight"):
-                parameter.normal_(1.0, 0.3, generator=generator)
-            elif "policy" in name:  # its probabilities stay apart from 0 and 1
-                parameter.normal_(0.0, 0.1, generator=generator)
-            elif name.endswith("bias"):
-                parameter.normal_(0.0, 0.3, generator=generator)
-            elif "embeddings" in name:
-                parameter.normal_(0.0, 0.7, generator=generator)
-            else:
-                parameter.normal_(0.0, 0.35, generator=generator)
-    return model.eval()
-
-
-def config_of(case: str) -> Any:
-    kind, changes = CASES[case]
-    return AutoConfig.for_model(kind, **(FIELDS | changes))
-
-
-def classifier(case: str, seed: int = 0) -> Any:
-    torch.manual_seed(0)  # sinusoids aside, every weight is drawn again
-    return blown_up(AutoModelForSequenceClassification.from_config(config_of(case)), seed)
-
-
 def batch_of(case: str, lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Padded with the padding id; one of the rows has it inside, and one a hole in its mask."""
+    """Padded with the padding id; one of the rows has it inside, one at its end, and one a hole in
+    its mask, where the family takes one.
+    """
     config = config_of(case)
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(2, VOCABULARY, (len(lengths), max(lengths)), generator=generator)
@@ -88,7 +38,9 @@ def batch_of(case: str, lengths: list[int], seed: int = 0) -> dict[str, torch.Te
     ids = torch.where(mask == 1, ids, config.pad_token_id)
     longest = max(range(len(lengths)), key=lengths.__getitem__)
     ids[longest, 4] = config.pad_token_id
-    mask[longest, 6:8] = 0
+    ids[0, lengths[0] - 1] = config.pad_token_id
+    if config.model_type in TAKE_HOLES:
+        mask[longest, 6:8] = 0
     batch = {"input_ids": ids, "attention_mask": mask}
     if getattr(config, "type_vocab_size", 1) > 1 and config.model_type != "distilbert":
         batch["token_type_ids"] = torch.randint(0, 2, ids.shape, generator=generator)
@@ -106,7 +58,7 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
     encoder = FastEarlyExitEncoder(model, backend=backend)
     found = encoder(**batch).logits
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
-    if backend == "cpu":
+    if backend == "cpu" and CASES[case][0] in BERT_KIN and case != "bert with another gelu":
         assert isinstance(encoder._engine, NativeEngine)
 
 
@@ -150,12 +102,16 @@ def test_logits_are_the_same_on_the_path_of_a_device(
 
 @each_case
 def test_sixteen_bits_are_as_near_as_hugging_faces(case: str) -> None:
-    model, batch = classifier(case), batch_of(case, LENGTHS)
-    with torch.no_grad():
-        exact = model(**batch).logits
-        eager = model.bfloat16()(**batch).logits.float()
-    found = FastEarlyExitEncoder(classifier(case), dtype=torch.bfloat16)(**batch).logits
-    assert (found - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-2
+    """On average: of a few rows either may be the nearer one."""
+    errors = torch.zeros(2)
+    for seed in range(3):
+        model, batch = classifier(case, seed), batch_of(case, [5, 9, 17, 30, 12, 20, 8, 3], seed)
+        with torch.no_grad():
+            exact = model(**batch).logits
+            found = FastEarlyExitEncoder(model, dtype=torch.bfloat16)(**batch).logits
+            eager = model.bfloat16()(**batch).logits.float()
+        errors += torch.stack([(found - exact).abs().mean(), (eager - exact).abs().mean()])
+    assert errors[0] <= 1.5 * errors[1]
 
 
 @each_case
@@ -229,11 +185,11 @@ def test_segments_where_there_are_none() -> None:
 
 
 def test_unknown_families_and_heads_raise() -> None:
-    electra = AutoModelForSequenceClassification.from_config(
-        ElectraConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2)
+    fnet = AutoModelForSequenceClassification.from_config(
+        FNetConfig(vocab_size=9, hidden_size=8, num_hidden_layers=1, intermediate_size=8)
     )
-    with pytest.raises(ValueError, match=r"model: expected an encoder of .*roberta.*'electra'"):
-        FastEarlyExitEncoder(electra)
+    with pytest.raises(ValueError, match=r"model: expected an encoder of .*roberta.*'fnet'"):
+        FastEarlyExitEncoder(fnet)
     with pytest.raises(ValueError, match="model: expected a ConsistentEE classifier or a Hugging"):
         FastEarlyExitEncoder(classifier("bert").bert)
     with pytest.raises(ValueError, match=r"model: expected an encoder, got .*is_decoder=True"):

@@ -53,10 +53,6 @@ def two_layers(model: Any) -> None:
     model.classifier = nn.Sequential(nn.Linear(32, 8), nn.ReLU(), nn.Linear(8, 3))
 
 
-def no_bias(model: BertForSequenceClassification) -> None:
-    model.classifier = nn.Linear(32, 3, bias=False)
-
-
 def no_norm(model: BertForSequenceClassification) -> None:
     model.bert.encoder.layer[0].output.LayerNorm = nn.Identity()
 
@@ -75,7 +71,6 @@ def patch(model: Any) -> None:
         (adapt, r"model\.bert\.encoder\.layer\.1\.attention\.self\.query: .* got Adapted, whose"),
         (other_activation, "expected the pooler's activation to be a Tanh, got ReLU"),
         (two_layers, "expected the classifier to be a Linear, got Sequential"),
-        (no_bias, "expected the classifier to have a bias, got none"),
         (no_norm, "expected every norm to be a LayerNorm, got Identity"),
         (hook, r"model\.bert\.encoder\.layer\.2: expected no forward hooks"),
         (patch, r"model\.bert\.pooler: expected the forward of its class, got one set"),
@@ -114,6 +109,15 @@ def test_a_subclass_with_a_forward_of_its_own_is_refused() -> None:
         FastEarlyExitEncoder(Scaled(config))
     with pytest.raises(ValueError, match="model: expected a ConsistentEE classifier or a Hugging"):
         FastEarlyExitEncoder(BertForTokenClassification(config))
+
+
+def test_a_classifier_without_bias_is_taken() -> None:
+    model, batch = tiny_classifier(), random_batch([5, 9])
+    model.classifier = nn.Linear(32, 3, bias=False)
+    with torch.no_grad():
+        expected = model(**batch).logits
+    found = FastEarlyExitEncoder(model)(**batch).logits
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_subclass_with_another_name_alone_is_taken() -> None:

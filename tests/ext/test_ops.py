@@ -81,6 +81,7 @@ def test_exit_step_matches_reference(
 def test_relu_matches_reference(dtype: torch.dtype, policy_input: str | None) -> None:
     torch.manual_seed(7)
     check_exit_step([3, 1, 19, 2], 99, 5, policy_input, "policy", 0.5, dtype, activation="relu")
+    check_exit_step([3, 1, 19, 2], 99, 5, policy_input, "policy", 0.5, dtype, activation="none")
 
 
 @native
@@ -280,7 +281,7 @@ def test_exit_step_under_torch_compile() -> None:
         ("classifier_weight", torch.randn(2, 16).double(), "classifier_weight"),
         ("dense_weight", None, "policy_input: expected 0"),
         ("policy_input", 7, "policy_input: expected a number from 0 to 3"),
-        ("state_activation", 2, "state_activation: expected a number from 0 to 1"),
+        ("state_activation", 3, "state_activation: expected a number from 0 to 2"),
         ("criterion", len(CRITERIA), f"criterion: expected a number from 0 to {len(CRITERIA) - 1}"),
         ("thresholds", torch.zeros(5), "thresholds: expected float32, one for each row"),
         ("thresholds", torch.zeros(6).double(), "thresholds: expected float32, one for each row"),

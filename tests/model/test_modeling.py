@@ -192,7 +192,7 @@ def test_other_families(config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pooling": "max"}, "pooling: expected one of ('cls', 'mean'), got 'max'"),
+        ({"pooling": "max"}, "pooling: expected one of ('cls', 'last', 'mean'), got 'max'"),
         ({"policy_input": "x"}, "policy_input: expected one of"),
         ({"policy_size": 0}, "policy_size: expected at least 1, got 0"),
         ({"criterion": "luck"}, "criterion: expected one of"),
@@ -202,7 +202,7 @@ def test_other_families(config, tmp_path):
         ({"num_labels": 1}, "metric: expected one of ('spearman',) in regression, got 'accuracy'"),
         ({"num_labels": 0}, "num_labels: expected at least 1, got 0"),
         ({"last_pooling": "max"}, "last_pooling: expected one of"),
-        ({"last_activation": "gelu"}, "last_activation: expected one of"),
+        ({"last_activation": "silu"}, "last_activation: expected one of"),
         ({"backbone": {}}, "backbone: expected a dict with a 'model_type', got none"),
     ],
 )

@@ -208,8 +208,9 @@ void test_exit_rows(
           double expected = classifier_bias[c];
           for (int64_t h = 0; h < size; ++h) {
             const double x = to_float(pooled[row * size + h]);
-            const double state =
-                activation == StateActivation::kRelu ? std::max(x, 0.0) : std::tanh(x);
+            const double state = activation == StateActivation::kRelu   ? std::max(x, 0.0)
+                                 : activation == StateActivation::kTanh ? std::tanh(x)
+                                                                        : x;
             expected += classifier[c * size + h] * state;
           }
           expect_near(all_logits[ids[row] * classes + c], expected, 1e-4, "logits");
@@ -255,6 +256,7 @@ void test_all(const CpuKernels& table, const Kernels<scalar_t>& kernels, double 
     for (const bool multi_label : {false, true}) {
       test_exit_rows(kernels, StateActivation::kTanh, threshold_stride, multi_label);
       test_exit_rows(kernels, StateActivation::kRelu, threshold_stride, multi_label);
+      test_exit_rows(kernels, StateActivation::kNone, threshold_stride, multi_label);
     }
   }
   test_means(kernels, tolerance);

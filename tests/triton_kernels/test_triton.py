@@ -146,7 +146,7 @@ def compile_all(folder: Path) -> None:
                 "score_bias": torch.zeros(1),
             }
         own, shared = torch.full((4,), 0.5), torch.tensor(0.5).expand(4)
-        for activation, thresholds in zip(STATE_ACTIVATIONS, (own, shared), strict=True):
+        for activation, thresholds in zip(STATE_ACTIVATIONS, (own, shared, own), strict=True):
             batch = PackedBatch(hidden, cu_seqlens, torch.tensor([2, -1, 0]))
             kernels.exit_step_async(
                 batch,

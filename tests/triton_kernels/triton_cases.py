@@ -284,6 +284,7 @@ def test_one_threshold_of_all_rows() -> None:
 def test_relu_in_place_of_tanh(dtype: torch.dtype) -> None:
     torch.manual_seed(7)
     check_exit_step(7, 99, 5, "both", "policy", dtype, activation="relu")
+    check_exit_step(7, 99, 5, "both", "policy", dtype, activation="none")
 
 
 SIZES = [(hidden_size, classes) for hidden_size in HIDDEN_SIZES for classes in (1, 2, 3, 77)]

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from consistentee_ext.ops.schema import CRITERION_CODES
+from consistentee_ext.ops.schema import ACTIVATION_CODES, CRITERION_CODES
 from consistentee_ext.ops.triton.common import FUSED, ends_last
 from consistentee_ext.ops.triton.compact import (
     PLAN_ROWS,
@@ -80,7 +80,7 @@ def _exit_rows(
     reads_prediction: tl.constexpr,
     criterion: tl.constexpr,
     threshold_stride: tl.constexpr,
-    relu: tl.constexpr,
+    activation: tl.constexpr,
     last: tl.constexpr,
     multi_label: tl.constexpr,
 ) -> None:
@@ -103,7 +103,10 @@ def _exit_rows(
             inside = h < hidden_size
             state = tl.load(pooled + row * hidden_size + h, mask=inside, other=0.0)
             state = state.to(tl.float32)
-            state = tl.where(state < 0.0, 0.0, state) if relu else _tanh(state)
+            if activation == 0:
+                state = _tanh(state)
+            elif activation == 1:
+                state = tl.where(state < 0.0, 0.0, state)
             state = state[None, :]
             place = weights.classifier_weight + c[:, None] * hidden_size + h[None, :]
             weight = tl.load(place, mask=is_class[:, None] & inside[None, :], other=0.0)
@@ -209,7 +212,7 @@ def exit_step_async(
             reads_prediction=weights.policy_input in ("prediction", "both"),
             criterion=CRITERION_CODES[decision.criterion],
             threshold_stride=decision.thresholds.stride(0),
-            relu=weights.state_activation == "relu",
+            activation=ACTIVATION_CODES[weights.state_activation],
             last=decision.last,
             multi_label=weights.multi_label,
             num_warps=8,

@@ -38,6 +38,9 @@ void activate_row(const ExitHead& head, const scalar_t* pooled, float* state) {
   if (head.activation == StateActivation::kRelu) {
 #pragma omp simd
     for (int64_t h = 0; h < size; ++h) state[h] = relu(to_float(pooled[h]));
+  } else if (head.activation == StateActivation::kNone) {
+#pragma omp simd
+    for (int64_t h = 0; h < size; ++h) state[h] = to_float(pooled[h]);
   } else {
 #pragma omp simd
     for (int64_t h = 0; h < size; ++h) state[h] = tanh_approx(to_float(pooled[h]));

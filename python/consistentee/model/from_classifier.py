@@ -34,6 +34,12 @@ def from_classifier(
         raise ValueError("model: expected a classifier without exits, got one that has them")
     source: Any = classifier.config
     head = FAMILIES[backbone.config.model_type].read_head(classifier)
+    if head.pooler is None or head.pooling != "cls" or head.state_norm is not None:
+        raise ValueError(
+            "model: expected a classifier whose head is a product, an activation and a product of "
+            f"the first token, got {type(classifier).__name__}, to which no exits can be added yet"
+        )
+    pooler = head.pooler.state_dict()
     encoder_config = copy.deepcopy(backbone.config)
     encoder_config.name_or_path = ""  # a local path is no part of a model
     kind = answer_type(source)
@@ -59,7 +65,7 @@ def from_classifier(
     weights = backbone.state_dict()
     model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
     for number, exit_head in enumerate(model.heads, start=1):
-        exit_head.get_submodule("pooler").load_state_dict(head.pooler.state_dict())
+        exit_head.get_submodule("pooler").load_state_dict(pooler)
         if number == len(model.heads):
             exit_head.get_submodule("classifier").load_state_dict(head.classifier.state_dict())
     return model

@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput
 from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import alpha_feature, build_exit_heads
+from consistentee_ext.families import take_last_norm
 from consistentee_ext.ops.prediction import answers, no_answers
 
 
@@ -60,7 +61,8 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         self.num_labels = config.num_labels
         self.backbone = AutoModel.from_config(config.backbone)
         self.backbone.pooler = None  # each head has its own
-        self.heads = build_exit_heads(config, _dropout(config.backbone))
+        last_norm = take_last_norm(self.backbone)
+        self.heads = build_exit_heads(config, last_norm, _dropout(config.backbone))
         self.post_init()
 
     @property
@@ -92,10 +94,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             )
         encoder.config.name_or_path = ""  # a local path is no part of a model
         if num_layers is not None:
-            most = encoder.config.num_hidden_layers
-            if not 1 <= num_layers <= most:
-                raise ValueError(f"num_layers: expected 1 to {most}, got {num_layers}")
-            encoder.config.num_hidden_layers = num_layers
+            _keep_layers(encoder.config, num_layers)
         model = cls(ConsistentEEConfig(backbone=encoder.config, **config))
         pooler = getattr(encoder, "pooler", None)
         if pooler is not None:
@@ -104,6 +103,10 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             for head in model.heads:
                 head.get_submodule("pooler").load_state_dict(dense)
             encoder.pooler = None
+        last_norm = take_last_norm(encoder)
+        for head in model.heads:
+            if last_norm is not None:
+                head.get_submodule("norm").load_state_dict(last_norm.state_dict())
         weights = encoder.state_dict()
         model.backbone.load_state_dict(
             {name: weights[name] for name in model.backbone.state_dict()}
@@ -191,10 +194,22 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         return torch.stack(pooled, dim=1)
 
 
+def _keep_layers(config: Any, number: int) -> None:
+    """Cut an encoder's configuration to its first layers, and what it lists by layer."""
+    most = config.num_hidden_layers
+    if not 1 <= number <= most:
+        raise ValueError(f"num_layers: expected 1 to {most}, got {number}")
+    for name, value in vars(config).items():
+        if name.startswith("layer") and isinstance(value, list) and len(value) == most:
+            setattr(config, name, value[:number])
+    config.num_hidden_layers = number
+
+
 def max_length_of(encoder: Any) -> int:
     """The longest row an encoder has positions for, in tokens."""
     positions: int = encoder.config.max_position_embeddings
-    embeddings = getattr(encoder.embeddings, "position_embeddings", None)
+    embeddings = getattr(encoder, "embeddings", None)
+    embeddings = getattr(embeddings, "position_embeddings", None)
     # RoBERTa and its kin count positions from the padding id on.
     padding = getattr(embeddings, "padding_idx", None)
     return positions if padding is None else positions - padding - 1
@@ -225,9 +240,12 @@ def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:
 
     From a 0/1 mask ``[B, S]`` to ``[B, S]`` float32.
     """
+    width = attention_mask.shape[1]
     if pooling == "cls":
-        first = attention_mask.argmax(dim=1)
-        return nn.functional.one_hot(first, attention_mask.shape[1]).float()
+        return nn.functional.one_hot(attention_mask.argmax(dim=1), width).float()
+    if pooling == "last":
+        last = width - 1 - attention_mask.flip(1).argmax(dim=1)
+        return nn.functional.one_hot(last, width).float()
     return attention_mask / attention_mask.sum(dim=1, keepdim=True)
 
 

@@ -1,0 +1,99 @@
+"""DeBERTa v2 and v3: BERT's layers, scores by content and distance (arXiv 2006.03654)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
+
+from consistentee_ext.families.reader import ClassifierHead, Reader
+from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.weights import AttentionForm, RelativeTerms
+
+LAST_NORM: str | None = None
+
+
+def read_stack(model: Any, reader: Reader) -> Stack:
+    """A `DebertaV2Model`.
+
+    Raises:
+        ValueError: it has a convolution, or keys of another size than H.
+    """
+    embeddings, encoder, config = model.embeddings, model.encoder, reader.config
+    if encoder.conv is not None:
+        raise ValueError("model: expected conv_kernel_size 0, got a DeBERTa with a convolution")
+    types, positions = embeddings.token_type_embeddings, embeddings.position_embeddings
+    project = embeddings.embed_proj
+    embedding = reader.embedding(
+        embeddings.word_embeddings.weight,
+        None if types is None else types.weight,
+        None if positions is None else positions.weight,
+        embeddings.LayerNorm,
+        by_place=True,
+        product=None if project is None else reader.linear(project),
+        product_first=True,
+    )
+    table = encoder.get_rel_embedding()  # normed, where the model does that
+
+    def read_block(reader: Reader, layer: Any) -> Block:
+        attention = layer.attention.self
+        return Block(
+            attention=reader.attention(
+                attention.query_proj,
+                attention.key_proj,
+                attention.value_proj,
+                layer.attention.output.dense,
+                config.num_attention_heads,
+                _form(reader, attention, table),
+            ),
+            attention_norm=reader.norm(layer.attention.output.LayerNorm),
+            mlp=Mlp(
+                up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
+                down=reader.linear(layer.output.dense),
+            ),
+            mlp_norm=reader.norm(layer.output.LayerNorm),
+        )
+
+    return Stack(embedding, reader.blocks(encoder.layer, read_block))
+
+
+@torch.no_grad()
+def _form(reader: Reader, attention: Any, table: torch.Tensor | None) -> AttentionForm:
+    kinds = attention.pos_att_type
+    scale = (attention.attention_head_size * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
+    if table is None:
+        return AttentionForm(scale=scale)
+    span = attention.pos_ebd_size
+    shared = "" if attention.share_att_key else "pos_"
+    keys = getattr(attention, f"{shared}key_proj", None)
+    queries = getattr(attention, f"{shared}query_proj", None)
+
+    def project(linear: nn.Linear | None, kind: str) -> torch.Tensor | None:
+        if kind not in kinds or linear is None:
+            return None
+        heads = linear(table[: 2 * span]).unflatten(-1, (attention.num_attention_heads, -1))
+        return reader.exact(heads.permute(1, 0, 2) if kind == "c2p" else heads.permute(1, 2, 0))
+
+    longest = reader.config.max_position_embeddings
+    buckets = (_buckets(attention, longest) + span).clamp(0, 2 * span - 1)
+    buckets = buckets.int().to(reader.device)
+    terms = RelativeTerms(project(keys, "c2p"), project(queries, "p2c"), buckets)
+    return AttentionForm(scale=scale, relative=terms)
+
+
+def _buckets(attention: Any, longest: int) -> torch.Tensor:
+    """The bucket of each distance from ``1 - longest`` to ``longest - 1``, by the model's own
+    function.
+    """
+    one, all_ = torch.empty(1, 1), torch.empty(longest, 1)
+    options = (attention.position_buckets, attention.max_relative_positions)
+    ahead = build_relative_position(one, all_, *options).flatten()  # 0 to 1 - longest
+    behind = build_relative_position(all_, one, *options).flatten()  # 0 to longest - 1
+    return torch.cat([ahead.flip(0), behind[1:]])
+
+
+def read_head(model: Any) -> ClassifierHead:
+    """The head of a `DebertaV2ForSequenceClassification`."""
+    return ClassifierHead(model.classifier, model.pooler.dense, model.config.pooler_hidden_act)
