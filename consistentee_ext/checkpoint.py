@@ -112,7 +112,16 @@ def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
         },
     )
     model.load_state_dict(weights, assign=True)
+    _compute_angles(model.backbone)
     return model.eval()
+
+
+def _compute_angles(backbone: nn.Module) -> None:
+    """Rotary positions are in no file: their modules compute them from the configuration."""
+    for name, module in list(backbone.named_modules()):
+        if hasattr(module, "rope_type"):
+            make: Any = type(module)
+            backbone.set_submodule(name, make(config=backbone.config))
 
 
 def load_tokenizer(source: Source) -> Any:

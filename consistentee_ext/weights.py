@@ -53,6 +53,9 @@ class Rotation(NamedTuple):
     sin: Tensor
 
 
+BUCKETS = 16  # their number is a multiple of it: whole vectors
+
+
 class RelativeTerms(NamedTuple):
     """DeBERTa's terms of content and distance (arXiv 2006.03654).
 
@@ -60,7 +63,7 @@ class RelativeTerms(NamedTuple):
     the scale, where ``i = buckets[q - k + P - 1]``.
 
     Attributes:
-        keys: ``[heads, R, d]`` float32, None without this term.
+        keys: ``[heads, R, d]`` float32, R a multiple of `BUCKETS`; None without this term.
         queries: ``[heads, d, R]`` float32, likewise.
         buckets: ``[2P - 1]`` int32, of each distance; it never falls.
     """

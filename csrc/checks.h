@@ -49,12 +49,15 @@ inline bool is_mean_pooling(const std::string& pooling) {
 
 // Hidden and residual [T, H], weight and bias [H], of one dtype.
 inline void check_norm(
-    const Tensor& hidden, const Tensor& residual, const Tensor& weight, const Tensor& bias) {
+    const Tensor& hidden,
+    const Tensor& residual,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias) {
   check_hidden(hidden);
   const ScalarType dtype = hidden.scalar_type();
   check_tensor(residual, "residual", dtype, {hidden.size(0), hidden.size(1)});
   check_tensor(weight, "weight", dtype, {hidden.size(1)});
-  check_tensor(bias, "bias", dtype, {hidden.size(1)});
+  if (bias) check_tensor(*bias, "bias", dtype, {hidden.size(1)});
 }
 
 // Logits [N, C] and the rest [N], contiguous.

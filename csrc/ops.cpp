@@ -9,6 +9,13 @@
   "Tensor classifier_weight, Tensor classifier_bias, Tensor? dense_weight, Tensor? dense_bias," \
   " Tensor? score_weight, Tensor? score_bias, int policy_input, int state_activation, bool "    \
   "multi_label"
+// How an attention differs from BERT's, as AttentionForm in consistentee_ext/weights.py has it: P the
+// longest row, d the head size, R buckets, a multiple of 16; all tables float32, buckets int32.
+#define FORM                                                                                      \
+  "int? num_kv_heads=None, float? scale=None, int? low=None, int? high=None, Tensor? cos=None,"   \
+  " Tensor? sin=None, Tensor? bias=None, Tensor? relative_keys=None, Tensor? relative_queries"    \
+  "=None, Tensor? buckets=None, Tensor? query_norm=None, float query_norm_eps=0.0, Tensor? "      \
+  "key_norm=None, float key_norm_eps=0.0, bool last_queries=False"
 // How an exit layer decides: thresholds [N] float32; numbers of criteria as in kernels/score.h.
 #define DECISION "int criterion, Tensor thresholds, int layer, int max_streak, bool last"
 // Written in place: logits [N, C] float32 and the rest [N], int64, float32, int32, int32.
@@ -35,15 +42,15 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "embed(Tensor ids, Tensor types, Tensor positions, *, Tensor word_table, Tensor type_table,"
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
-  // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu or
-  // relu.
-  m.def("linear(Tensor x, Tensor weight, Tensor bias, *, str activation) -> Tensor");
+  // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu,
+  // gelu_pytorch_tanh, relu, silu or tanh.
+  m.def("linear(Tensor x, Tensor weight, Tensor? bias, *, str activation) -> Tensor");
 
-  // query [Tq, H], key and value [T, H], offsets [B+1] int32 -> [Tq, H]. Tokens of the three may lie
-  // apart in memory.
+  // query [Tq, heads * d], key and value [T, kv_heads * d], offsets [B+1] int32 -> [Tq, heads * d].
+  // Tokens of the three may lie apart in memory.
   m.def(
       "attention(Tensor query, Tensor key, Tensor value, *, Tensor query_offsets,"
-      " Tensor key_offsets, int num_heads) -> Tensor");
+      " Tensor key_offsets, int num_heads, " FORM ") -> Tensor");
 
   // hidden [T, H] becomes the layer norm of hidden + residual.
   m.def(
@@ -79,25 +86,38 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
 
   // An engine: an embedding, blocks and exits, laid out once for many passes. Its number, until
   // engine_free. Nothing can be added once it has run.
+  // Tables [entries, E], with a product from E to H behind the norm of their sum, or before it. A norm
+  // without bias is a root-mean-square norm, here and below.
   m.def(
-      "engine_create(*, Tensor word_table, Tensor type_table, Tensor position_table, Tensor weight,"
-      " Tensor bias, float eps) -> int");
+      "engine_create(*, Tensor word_table, Tensor? type_table, Tensor? position_table,"
+      " Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor? product,"
+      " Tensor? product_bias, bool product_first, int hidden_size) -> int");
 
   // One more block, weights prepacked for oneDNN: x = norm(x + attention(x)), x = norm(x + mlp(x));
-  // with norm_first x = x + attention(norm(x)), x = x + mlp(norm(x)).
+  // with norm_first x = x + out_norm(attention(norm(x))), x = x + out_norm(mlp(norm(x))).
+  // mlp(x) is down(up(x)), with a gate down(gate(x) * up(x)).
   // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
-  // and the block, which must be the last, computes the first token of each row alone.
+  // and the block, which must be the last, computes one token of each row alone, the first, or with
+  // last_queries the last.
   m.def(
-      "engine_add_block(int engine, *, Tensor query, Tensor query_bias, Tensor? key_value,"
-      " Tensor? key_value_bias, Tensor attention_out, Tensor attention_out_bias, int num_heads,"
-      " Tensor attention_norm_weight, Tensor attention_norm_bias, float attention_norm_eps,"
-      " Tensor up, Tensor up_bias, str activation, Tensor down, Tensor down_bias,"
-      " Tensor mlp_norm_weight, Tensor mlp_norm_bias, float mlp_norm_eps, bool norm_first) -> ()");
+      "engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? key_value,"
+      " Tensor? key_value_bias, Tensor attention_out, Tensor? attention_out_bias, int num_heads,"
+      " int head_size, Tensor? attention_norm_weight, Tensor? attention_norm_bias,"
+      " float attention_norm_eps, Tensor up, Tensor? up_bias, str up_activation, Tensor down,"
+      " Tensor? down_bias, Tensor? gate, Tensor? gate_bias, str gate_activation,"
+      " Tensor mlp_norm_weight, Tensor? mlp_norm_bias, float mlp_norm_eps, bool norm_first,"
+      " Tensor? attention_out_norm_weight, Tensor? attention_out_norm_bias,"
+      " float attention_out_norm_eps, Tensor? mlp_out_norm_weight, Tensor? mlp_out_norm_bias,"
+      " float mlp_out_norm_eps, " FORM ") -> ()");
 
-  // The exit behind block `layer` (1-based), in rising order of layers; pooling is cls or mean.
+  // The exit behind block `layer` (1-based), in rising order of layers: norm, pooling (cls, last or
+  // mean), pooler, norm of the state; norms_tokens and pools_states put norm and pooler before the
+  // pooling.
   m.def(
-      "engine_add_exit(int engine, *, int layer, str pooling, Tensor pooler, Tensor "
-      "pooler_bias, " HEAD ") -> ()");
+      "engine_add_exit(int engine, *, int layer, str pooling, Tensor? pooler, Tensor? pooler_bias,"
+      " str pooler_activation, bool pools_states, Tensor? norm_weight, Tensor? norm_bias,"
+      " float norm_eps, bool norms_tokens, Tensor? state_norm_weight, Tensor? state_norm_bias,"
+      " float state_norm_eps, " HEAD ") -> ()");
 
   // Runs blocks first to last - 1 with their exits, and returns hidden, cu_seqlens and row_ids of the
   // rows that have not left. A pass that begins with block 0 takes ids, types and positions as `pack`

@@ -9,12 +9,13 @@ import torch
 from typing_extensions import override
 
 from consistentee_ext.engines.base import Engine
+from consistentee_ext.exits.exit import Exit
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Block, Stack
-from consistentee_ext.ops.schema import CRITERION_CODES, head_arguments
+from consistentee_ext.ops.schema import CRITERION_CODES, form_arguments, head_arguments
 from consistentee_ext.packed import ExitResults, PackedBatch
-from consistentee_ext.weights import PLAIN, LinearWeights, NormWeights
+from consistentee_ext.weights import LinearWeights, NormWeights
 
 
 class NativeEngine(Engine):
@@ -26,18 +27,13 @@ class NativeEngine(Engine):
 
     @staticmethod
     def takes(stack: Stack, exits: Exits) -> bool:
-        """Whether C++ has all that the model is made of."""
-        plain = stack.embedding.is_plain and all(map(_is_plain, stack.blocks))
-        if not plain or not all(exit_.is_plain for exit_ in exits.by_layer.values()):
-            return False
+        """Whether every product is prepacked for oneDNN: with an activation that it does not know
+        none is.
+        """
         linears = [linear for block in stack.blocks for linear in block.linears]
         linears += [exit_.pooler for exit_ in exits.by_layer.values() if exit_.pooler is not None]
-        return all(
-            linear.prepacked
-            and linear.bias is not None
-            and linear.activation in (None, "gelu", "relu")
-            for linear in linears
-        )
+        linears += [stack.embedding.product] if stack.embedding.product is not None else []
+        return all(linear.prepacked for linear in linears)
 
     @override
     def with_exits(self, exits: Exits) -> NativeEngine:
@@ -64,34 +60,39 @@ class _Number:
     """The number of an engine in C++, which lives as long as this object."""
 
     def __init__(self, stack: Stack, exits: Exits) -> None:
-        ops, embedding = torch.ops.consistentee, stack.embedding
-        self.value: int = ops.engine_create.default(
-            word_table=embedding.words,
-            type_table=embedding.types,
-            position_table=embedding.positions,
-            **embedding.norm._asdict(),
-        )
+        ops = torch.ops.consistentee
+        self.value: int = ops.engine_create.default(**_embedding_arguments(stack))
         weakref.finalize(self, ops.engine_free.default, self.value)
         for block in stack.blocks:
             ops.engine_add_block.default(self.value, **_block_arguments(block))
         for layer, exit_ in exits.by_layer.items():
-            ops.engine_add_exit.default(
-                self.value,
-                layer=layer,
-                pooling=exit_.pooling,
-                **_linear_arguments("pooler", exit_.pooler),
-                **head_arguments(exit_.weights),
-            )
+            ops.engine_add_exit.default(self.value, layer=layer, **_exit_arguments(exit_))
 
 
-def _is_plain(block: Block) -> bool:
-    norms = (block.attention_norm, block.mlp_norm)
-    layer_norms = all(norm is not None and norm.bias is not None for norm in norms)
-    outer = block.attention_out_norm is None and block.mlp_out_norm is None
-    attention = block.attention
-    size = attention.head_size * attention.num_heads
-    square = size == attention.out.weight.shape[0]
-    return layer_norms and outer and square and attention.form == PLAIN and block.mlp.gate is None
+def _embedding_arguments(stack: Stack) -> dict[str, Any]:
+    embedding = stack.embedding
+    return {
+        "word_table": embedding.words,
+        "type_table": embedding.types,
+        "position_table": embedding.positions,
+        **_norm_arguments("norm", embedding.norm),
+        **_linear_arguments("product", embedding.product),
+        "product_first": embedding.product_first,
+        "hidden_size": stack.hidden_size,
+    }
+
+
+def _exit_arguments(exit_: Exit) -> dict[str, Any]:
+    return {
+        "pooling": exit_.pooling,
+        **_linear_arguments("pooler", exit_.pooler),
+        "pooler_activation": _activation(exit_.pooler),
+        "pools_states": exit_.pools_states,
+        **_norm_arguments("norm", exit_.norm),
+        "norms_tokens": exit_.norms_tokens,
+        **_norm_arguments("state_norm", exit_.state_norm),
+        **head_arguments(exit_.weights),
+    }
 
 
 def _block_arguments(block: Block) -> dict[str, Any]:
@@ -101,13 +102,23 @@ def _block_arguments(block: Block) -> dict[str, Any]:
         **_linear_arguments("key_value", attention.key_value),
         **_linear_arguments("attention_out", attention.out),
         "num_heads": attention.num_heads,
+        "head_size": attention.head_size,
         **_norm_arguments("attention_norm", block.attention_norm),
         **_linear_arguments("up", mlp.up),
-        "activation": mlp.up.activation or "none",
+        "up_activation": _activation(mlp.up),
         **_linear_arguments("down", mlp.down),
+        **_linear_arguments("gate", mlp.gate),
+        "gate_activation": _activation(mlp.gate),
         **_norm_arguments("mlp_norm", block.mlp_norm),
         "norm_first": block.norm_first,
+        **_norm_arguments("attention_out_norm", block.attention_out_norm),
+        **_norm_arguments("mlp_out_norm", block.mlp_out_norm),
+        **form_arguments(attention.form),
     }
+
+
+def _activation(linear: LinearWeights | None) -> str:
+    return "none" if linear is None else linear.activation or "none"
 
 
 def _linear_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
@@ -115,5 +126,6 @@ def _linear_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]
     return {name: weight, f"{name}_bias": bias}
 
 
-def _norm_arguments(name: str, norm: NormWeights) -> dict[str, Any]:
-    return {f"{name}_{field}": value for field, value in norm._asdict().items()}
+def _norm_arguments(name: str, norm: NormWeights | None) -> dict[str, Any]:
+    weight, bias, eps = norm or (None, None, 0.0)
+    return {f"{name}_weight": weight, f"{name}_bias": bias, f"{name}_eps": eps}

@@ -10,7 +10,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_po
 
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import Block, Mlp, Stack
-from consistentee_ext.weights import AttentionForm, RelativeTerms
+from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
 
 LAST_NORM: str | None = None
 
@@ -73,7 +73,8 @@ def _form(reader: Reader, attention: Any, table: torch.Tensor | None) -> Attenti
     def project(linear: nn.Linear | None, kind: str) -> torch.Tensor | None:
         if kind not in kinds or linear is None:
             return None
-        heads = linear(table[: 2 * span]).unflatten(-1, (attention.num_attention_heads, -1))
+        used = torch.nn.functional.pad(table[: 2 * span], (0, 0, 0, -2 * span % BUCKETS))
+        heads = linear(used).unflatten(-1, (attention.num_attention_heads, -1))
         return reader.exact(heads.permute(1, 0, 2) if kind == "c2p" else heads.permute(1, 2, 0))
 
     longest = reader.config.max_position_embeddings

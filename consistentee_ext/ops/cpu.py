@@ -11,11 +11,9 @@ from consistentee_ext.ops import (
     reference,
 )
 from consistentee_ext.ops.checks import check_exit_step
-from consistentee_ext.ops.schema import exit_arguments
+from consistentee_ext.ops.schema import exit_arguments, form_arguments
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import PLAIN, AttentionForm, HeadWeights, LinearWeights
-
-_ACTIVATIONS = (None, "gelu", "relu")
 
 
 def embed(
@@ -46,7 +44,7 @@ def embed(
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``; prepacked weights round the rows up, so that few numbers need code."""
-    if not weights.prepacked or weights.bias is None or weights.activation not in _ACTIVATIONS:
+    if not weights.prepacked:
         return reference.linear(x, weights)
     activation = weights.activation or "none"
     out: Tensor = torch.ops.consistentee.linear.default(
@@ -67,9 +65,7 @@ def attention(
     form: AttentionForm = PLAIN,
 ) -> Tensor:
     """Self-attention within each row, ``[Tq, H]``."""
-    if form != PLAIN:
-        offsets = (query_offsets, key_offsets)
-        return reference.attention(query, key, value, *offsets, num_heads, form=form)
+    others = {} if form == PLAIN else form_arguments(form)
     out: Tensor = torch.ops.consistentee.attention.default(
         query,
         key,
@@ -77,6 +73,7 @@ def attention(
         query_offsets=query_offsets,
         key_offsets=key_offsets,
         num_heads=num_heads,
+        **others,
     )
     return out
 

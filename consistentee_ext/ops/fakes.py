@@ -32,8 +32,8 @@ def _(
 
 
 @torch.library.register_fake("consistentee::linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor, *, activation: str) -> Tensor:
-    return x.new_empty(x.shape[0], bias.shape[0])
+def _(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
 
 
 @torch.library.register_fake("consistentee::attention")

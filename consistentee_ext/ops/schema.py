@@ -7,7 +7,7 @@ from typing import Any
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.names import POLICY_INPUTS
 from consistentee_ext.packed import ExitDecision, ExitResults
-from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
+from consistentee_ext.weights import STATE_ACTIVATIONS, AttentionForm, HeadWeights
 
 # As csrc/kernels/exit_head.h and csrc/kernels/score.h number them.
 _POLICIES: tuple[str | None, ...] = (None, *POLICY_INPUTS)
@@ -28,6 +28,27 @@ def head_arguments(weights: HeadWeights) -> dict[str, Any]:
         "policy_input": POLICY_CODES[weights.policy_input],
         "state_activation": ACTIVATION_CODES[weights.state_activation],
         "multi_label": weights.multi_label,
+    }
+
+
+def form_arguments(form: AttentionForm) -> dict[str, Any]:
+    """What differs from BERT's attention; what is not named is as there."""
+    rotation, relative = form.rotation, form.relative
+    norms = {"query_norm": form.query_norm, "key_norm": form.key_norm}
+    return {
+        "num_kv_heads": form.num_kv_heads,
+        "scale": form.scale,
+        "low": form.low,
+        "high": form.high,
+        "cos": None if rotation is None else rotation.cos,
+        "sin": None if rotation is None else rotation.sin,
+        "bias": form.bias,
+        "relative_keys": None if relative is None else relative.keys,
+        "relative_queries": None if relative is None else relative.queries,
+        "buckets": None if relative is None else relative.buckets,
+        **{name: None if norm is None else norm.weight.float() for name, norm in norms.items()},
+        **{f"{name}_eps": 0.0 if norm is None else norm.eps for name, norm in norms.items()},
+        "last_queries": form.last_queries,
     }
 
 

@@ -54,10 +54,12 @@ void dispatch(const Tensor& tensor, const char* name, const F& f) {
   });
 }
 
-// A layer norm as the kernels read it.
+// A norm as the kernels read it.
 template <typename scalar_t>
-LayerNorm<scalar_t> layer_norm(const Tensor& weight, const Tensor& bias, int64_t size, double eps) {
-  return {data<scalar_t>(weight), data<scalar_t>(bias), size, static_cast<float>(eps)};
+LayerNorm<scalar_t> layer_norm(
+    const Tensor& weight, const std::optional<Tensor>& bias, int64_t size, double eps) {
+  const scalar_t* offset = bias ? data<scalar_t>(*bias) : nullptr;
+  return {data<scalar_t>(weight), offset, size, static_cast<float>(eps)};
 }
 
 // Tokens worth a thread's start: about 32 KiB of floats.

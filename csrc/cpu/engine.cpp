@@ -4,7 +4,19 @@
 
 namespace consistentee {
 
-Engine::Engine(Embedding embedding) : embedding_(std::move(embedding)) {
+Tensor Exit::product(const Tensor& hidden, const Tensor& cu_seqlens) const {
+  Tensor source = norm && norms_tokens ? normed(hidden, *norm) : hidden;
+  if (pooler && pools_states) source = (*pooler)(source);
+  Tensor pooled = pooling == Pooling::kMean
+                      ? mean_pool(source, cu_seqlens)
+                      : one_token(check_batch(source, cu_seqlens), source, pooling == Pooling::kLast);
+  if (norm && !norms_tokens) pooled = normed(pooled, *norm);
+  if (pooler && !pools_states) pooled = (*pooler)(pooled);
+  return state_norm ? normed(pooled, *state_norm) : pooled;
+}
+
+Engine::Engine(Embedding embedding, int64_t hidden_size)
+    : embedding_(std::move(embedding)), hidden_size_(hidden_size) {
   if (embedding_.words.dim() != 2) fail("word_table: expected a table of shape [entries, H]");
 }
 
@@ -29,8 +41,10 @@ void Engine::add_exit(Exit exit) {
   if (!exits_.empty() && exits_.back().layer >= exit.layer) {
     fail("layer: expected more than " + std::to_string(exits_.back().layer));
   }
-  if (exit.mean_pooling && blocks_[exit.layer - 1].attention.key_value) {
-    fail("pooling: expected cls behind a block that computes first tokens alone");
+  const Attention& attention = blocks_[exit.layer - 1].attention;
+  const Pooling alone = attention.form.last_queries ? Pooling::kLast : Pooling::kFirst;
+  if (attention.key_value && exit.pooling != alone) {
+    fail("pooling: expected cls or last behind a block that computes first or last tokens alone");
   }
   exits_.push_back(std::move(exit));
 }
@@ -82,8 +96,7 @@ PackedRows Engine::advance(
         layer == num_layers()};
     ++next;
     const Batch rows = check_batch(hidden, cu_seqlens);
-    const Tensor pooled =
-        exit.pooler(exit.mean_pooling ? mean_pool(hidden, cu_seqlens) : first_tokens(rows, hidden));
+    const Tensor pooled = exit.product(hidden, cu_seqlens);
     auto survivors = exit_rows(rows, hidden, row_ids, pooled, exit.head, how, results);
     if (survivors) batch = std::move(*survivors);
   }

@@ -12,13 +12,22 @@
 
 namespace consistentee {
 
+enum class Pooling { kFirst, kLast, kMean };
+
 struct Exit {
   int64_t layer;  // 1-based
-  bool mean_pooling;
-  PrepackedLinear pooler;
+  Pooling pooling;
+  std::optional<PrepackedLinear> pooler;
+  bool pools_states;  // the pooler comes before the pooling
+  std::optional<Norm> norm;
+  bool norms_tokens;  // the norm comes before the pooling
+  std::optional<Norm> state_norm;
   // Copies: a caller's tensor may be moved to other memory, as torch does to share it with a process.
   std::vector<Tensor> weights;
   ExitHead head;  // points into them
+
+  // What the exit step takes as `pooled` [B, H], of hidden [T, H] and its offsets.
+  Tensor product(const Tensor& hidden, const Tensor& cu_seqlens) const;
 };
 
 struct PassDecision {
@@ -28,7 +37,7 @@ struct PassDecision {
 
 class Engine {
  public:
-  explicit Engine(Embedding embedding);
+  Engine(Embedding embedding, int64_t hidden_size);
 
   void add_block(Block block);
   void add_exit(Exit exit);
@@ -48,7 +57,7 @@ class Engine {
       int64_t all_rows,
       int64_t classes) const;
 
-  int64_t hidden_size() const { return embedding_.words.size(1); }
+  int64_t hidden_size() const { return hidden_size_; }
   ScalarType dtype() const { return embedding_.words.scalar_type(); }
   int64_t num_layers() const { return static_cast<int64_t>(blocks_.size()); }
 
@@ -56,6 +65,7 @@ class Engine {
   void check_building() const;
 
   Embedding embedding_;
+  int64_t hidden_size_;
   std::vector<Block> blocks_;
   std::vector<Exit> exits_;
   mutable std::atomic<bool> has_run_{false};

@@ -43,61 +43,150 @@ Registry& registry() {
   return *instance;
 }
 
+using OptionalTensor = std::optional<Tensor>;
+
+std::optional<Norm> optional_norm(
+    const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  return weight ? std::make_optional(Norm{*weight, bias, eps}) : std::nullopt;
+}
+
+std::optional<PrepackedLinear> optional_linear(
+    const OptionalTensor& weight,
+    const OptionalTensor& bias,
+    const std::string& activation = "none") {
+  return weight ? std::make_optional<PrepackedLinear>(*weight, bias, activation) : std::nullopt;
+}
+
 int64_t engine_create(
     const Tensor& word_table,
-    const Tensor& type_table,
-    const Tensor& position_table,
-    const Tensor& weight,
-    const Tensor& bias,
-    double eps) {
-  const Embedding embedding{word_table, type_table, position_table, {weight, bias, eps}};
-  return registry().add(std::make_shared<Engine>(embedding));
+    const OptionalTensor& type_table,
+    const OptionalTensor& position_table,
+    const OptionalTensor& norm_weight,
+    const OptionalTensor& norm_bias,
+    double norm_eps,
+    const OptionalTensor& product,
+    const OptionalTensor& product_bias,
+    bool product_first,
+    int64_t hidden_size) {
+  Embedding embedding{
+      word_table,
+      type_table,
+      position_table,
+      optional_norm(norm_weight, norm_bias, norm_eps),
+      optional_linear(product, product_bias),
+      product_first};
+  return registry().add(std::make_shared<Engine>(std::move(embedding), hidden_size));
 }
 
 void engine_add_block(
     int64_t engine,
     const Tensor& query,
-    const Tensor& query_bias,
-    const std::optional<Tensor>& key_value,
-    const std::optional<Tensor>& key_value_bias,
+    const OptionalTensor& query_bias,
+    const OptionalTensor& key_value,
+    const OptionalTensor& key_value_bias,
     const Tensor& attention_out,
-    const Tensor& attention_out_bias,
+    const OptionalTensor& attention_out_bias,
     int64_t num_heads,
-    const Tensor& attention_norm_weight,
-    const Tensor& attention_norm_bias,
+    int64_t head_size,
+    const OptionalTensor& attention_norm_weight,
+    const OptionalTensor& attention_norm_bias,
     double attention_norm_eps,
     const Tensor& up,
-    const Tensor& up_bias,
-    const std::string& activation,
+    const OptionalTensor& up_bias,
+    const std::string& up_activation,
     const Tensor& down,
-    const Tensor& down_bias,
+    const OptionalTensor& down_bias,
+    const OptionalTensor& gate,
+    const OptionalTensor& gate_bias,
+    const std::string& gate_activation,
     const Tensor& mlp_norm_weight,
-    const Tensor& mlp_norm_bias,
+    const OptionalTensor& mlp_norm_bias,
     double mlp_norm_eps,
-    bool norm_first) {
-  if (key_value.has_value() != key_value_bias.has_value()) {
-    fail("key_value, key_value_bias: expected both or none");
+    bool norm_first,
+    const OptionalTensor& attention_out_norm_weight,
+    const OptionalTensor& attention_out_norm_bias,
+    double attention_out_norm_eps,
+    const OptionalTensor& mlp_out_norm_weight,
+    const OptionalTensor& mlp_out_norm_bias,
+    double mlp_out_norm_eps,
+    const std::optional<int64_t>& num_kv_heads,
+    const std::optional<double>& scale,
+    const std::optional<int64_t>& low,
+    const std::optional<int64_t>& high,
+    const OptionalTensor& cos,
+    const OptionalTensor& sin,
+    const OptionalTensor& bias,
+    const OptionalTensor& relative_keys,
+    const OptionalTensor& relative_queries,
+    const OptionalTensor& buckets,
+    const OptionalTensor& query_norm,
+    double query_norm_eps,
+    const OptionalTensor& key_norm,
+    double key_norm_eps,
+    bool last_queries) {
+  if (!norm_first && !attention_norm_weight) {
+    fail("attention_norm_weight: expected one where the norms come behind the sums");
   }
+  if (num_heads < 1 || head_size < 1) fail("num_heads, head_size: expected at least 1");
+  Form form = make_form(
+      num_heads,
+      head_size,
+      num_kv_heads,
+      scale,
+      low,
+      high,
+      cos,
+      sin,
+      bias,
+      relative_keys,
+      relative_queries,
+      buckets,
+      query_norm,
+      query_norm_eps,
+      key_norm,
+      key_norm_eps,
+      last_queries);
   Attention attention{
       PrepackedLinear(query, query_bias),
-      std::nullopt,
+      optional_linear(key_value, key_value_bias),
       PrepackedLinear(attention_out, attention_out_bias),
-      num_heads};
-  if (key_value) attention.key_value.emplace(*key_value, *key_value_bias);
+      num_heads,
+      head_size,
+      std::move(form)};
   registry().find(engine)->add_block(
       {std::move(attention),
-       {attention_norm_weight, attention_norm_bias, attention_norm_eps},
-       {PrepackedLinear(up, up_bias, activation), PrepackedLinear(down, down_bias)},
+       optional_norm(attention_norm_weight, attention_norm_bias, attention_norm_eps),
+       {PrepackedLinear(up, up_bias, up_activation),
+        PrepackedLinear(down, down_bias),
+        optional_linear(gate, gate_bias, gate_activation)},
        {mlp_norm_weight, mlp_norm_bias, mlp_norm_eps},
-       norm_first});
+       norm_first,
+       optional_norm(attention_out_norm_weight, attention_out_norm_bias, attention_out_norm_eps),
+       optional_norm(mlp_out_norm_weight, mlp_out_norm_bias, mlp_out_norm_eps)});
+}
+
+Pooling check_pooling(const std::string& pooling) {
+  if (pooling == "cls") return Pooling::kFirst;
+  if (pooling == "last") return Pooling::kLast;
+  if (pooling != "mean") fail("pooling: expected cls, last or mean, got " + pooling);
+  return Pooling::kMean;
 }
 
 void engine_add_exit(
     int64_t engine,
     int64_t layer,
     const std::string& pooling,
-    const Tensor& pooler,
-    const Tensor& pooler_bias,
+    const OptionalTensor& pooler,
+    const OptionalTensor& pooler_bias,
+    const std::string& pooler_activation,
+    bool pools_states,
+    const OptionalTensor& norm_weight,
+    const OptionalTensor& norm_bias,
+    double norm_eps,
+    bool norms_tokens,
+    const OptionalTensor& state_norm_weight,
+    const OptionalTensor& state_norm_bias,
+    double state_norm_eps,
     const Tensor& classifier_weight,
     const Tensor& classifier_bias,
     const std::optional<Tensor>& dense_weight,
@@ -128,8 +217,16 @@ void engine_add_exit(
       policy_input,
       state_activation,
       multi_label);
-  const bool mean = is_mean_pooling(pooling);
-  target->add_exit({layer, mean, PrepackedLinear(pooler, pooler_bias), std::move(copies), head});
+  target->add_exit(
+      {layer,
+       check_pooling(pooling),
+       optional_linear(pooler, pooler_bias, pooler_activation),
+       pools_states,
+       optional_norm(norm_weight, norm_bias, norm_eps),
+       norms_tokens,
+       optional_norm(state_norm_weight, state_norm_bias, state_norm_eps),
+       std::move(copies),
+       head});
 }
 
 PackedRows engine_advance(
@@ -181,11 +278,13 @@ void engine_free(int64_t engine) { registry().remove(engine); }
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
   m.impl("engine_create", TORCH_BOX(&consistentee::engine_create));
+  m.impl("engine_add_exit", TORCH_BOX(&consistentee::engine_add_exit));
   m.impl("engine_advance", TORCH_BOX(&consistentee::engine_advance));
 }
 
 // Prepacked weights are of torch's MKLDNN layout: a call that has one is dispatched by that key.
 STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {
+  m.impl("engine_create", TORCH_BOX(&consistentee::engine_create));
   m.impl("engine_add_block", TORCH_BOX(&consistentee::engine_add_block));
   m.impl("engine_add_exit", TORCH_BOX(&consistentee::engine_add_exit));
 }

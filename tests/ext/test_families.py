@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from support.fake_device import Device
-from support.family_cases import CASES, FIELDS, VOCABULARY, blown_up, classifier, config_of
-from transformers import AutoConfig, AutoModelForSequenceClassification, FNetConfig
+from support.family_cases import CASES, DECODER, FIELDS, VOCABULARY, blown_up, classifier, config_of
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, FNetConfig
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
@@ -58,7 +59,7 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
     encoder = FastEarlyExitEncoder(model, backend=backend)
     found = encoder(**batch).logits
     assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
-    if backend == "cpu" and CASES[case][0] in BERT_KIN and case != "bert with another gelu":
+    if backend == "cpu":
         assert isinstance(encoder._engine, NativeEngine)
 
 
@@ -200,10 +201,92 @@ def test_unknown_families_and_heads_raise() -> None:
         )
 
 
-@pytest.mark.parametrize("case", ["roberta", "distilbert"])
+SAVED = ["roberta", "distilbert", "albert with groups", "modernbert", "deberta-v3", "gemma3"]
+
+
+@pytest.mark.parametrize("case", SAVED)
 def test_checkpoints_of_a_family(case: str, tmp_path: Any) -> None:
     model, batch = classifier(case), batch_of(case, LENGTHS)
     model.save_pretrained(tmp_path)
     expected = FastEarlyExitEncoder(model)(**batch).logits
     encoder = FastEarlyExitEncoder.from_pretrained(tmp_path, tokenizer=object())
     assert torch.equal(encoder(**batch).logits, expected)
+
+
+@pytest.mark.parametrize("case", SAVED)
+def test_checkpoints_with_exits(case: str, tmp_path: Any) -> None:
+    config = ConsistentEEConfig(config_of(case), num_labels=3)
+    model = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
+    batch = batch_of(case, LENGTHS)
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = ConsistentEEForSequenceClassification.from_pretrained(tmp_path)(**batch).logits
+        assert torch.equal(expected, model(**batch).logits)
+    encoder = FastEarlyExitEncoder.from_pretrained(tmp_path, tokenizer=object(), threshold=1.0)
+    assert encoder.num_layers == len(model.heads)
+    found = encoder(**batch).logits
+    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+
+
+@pytest.mark.parametrize("case", ["deberta-v3", "modernbert", "llama", "mpnet"])
+def test_masks_with_holes_are_refused_where_attention_goes_by_place(case: str) -> None:
+    encoder = FastEarlyExitEncoder(classifier(case))
+    ids, mask = torch.full((2, 5), 7), torch.ones(2, 5, dtype=torch.int64)
+    mask[1, 2] = 0
+    with pytest.raises(ValueError, match=r"attention_mask: expected no zeros between .* in row 1"):
+        encoder(ids, mask)
+    with pytest.raises(ValueError, match="position_ids: expected none, as this model goes by"):
+        encoder(ids, position_ids=torch.arange(5)[None])
+
+
+def test_angles_that_depend_on_the_length_of_a_row_are_refused() -> None:
+    fields = (
+        FIELDS
+        | DECODER
+        | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
+    )
+    config = AutoConfig.for_model("llama", **fields)
+    with pytest.raises(ValueError, match=r"model: expected rotary positions of .*, got 'dynamic'"):
+        FastEarlyExitEncoder(AutoModelForSequenceClassification.from_config(config))
+
+
+@pytest.mark.parametrize("case", ["llama", "modernbert", "deberta-v3", "albert with groups"])
+def test_shared_tables_stay_shared_when_they_are_moved(case: str) -> None:
+    """Angles, buckets and the layers of ALBERT are in memory once, whatever the depth."""
+    encoder = copy.deepcopy(FastEarlyExitEncoder(classifier(case)))
+    encoder._move(torch.device("cpu"))
+    forms = [block.attention.form for block in encoder._engine.stack.blocks]
+    tables = {id(form.rotation.cos) for form in forms if form.rotation is not None}
+    assert len(tables) == {"llama": 1, "modernbert": 2}.get(case, 0)
+    if case == "albert with groups":  # the last layer's queries are apart
+        blocks = encoder._engine.stack.blocks
+        assert len({id(block.mlp.up.weight) for block in blocks[:-1]}) == 3
+
+
+@pytest.mark.parametrize("case", ["modernbert", "llama"])
+def test_the_first_layers_of_a_backbone(case: str, tmp_path: Any) -> None:
+    """What its configuration lists by layer is cut with it; the last norm goes into each head."""
+    backbone = blown_up(AutoModel.from_config(config_of(case)), seed=1)
+    backbone.save_pretrained(tmp_path / "backbone")
+    model = ConsistentEEForSequenceClassification.from_backbone(
+        tmp_path / "backbone", num_layers=2, num_labels=3
+    ).eval()
+    model.save_pretrained(tmp_path / "model")
+    last_norm = getattr(backbone, FAMILIES[backbone.config.model_type].LAST_NORM)
+    for head in model.heads:
+        assert torch.equal(head.norm.weight, last_norm.weight)
+    batch = batch_of(case, LENGTHS)
+    with torch.no_grad():
+        hidden = backbone(**batch, output_hidden_states=True).hidden_states[2]
+        expected = model(**batch).logits
+        pooled = last_norm(pool_rows(hidden, batch["attention_mask"]))
+        state = torch.tanh(model.heads[-1].pooler(pooled))
+        torch.testing.assert_close(model.heads[-1].classifier(state), expected)
+    found = FastEarlyExitEncoder.from_pretrained(
+        tmp_path / "model", tokenizer=object(), threshold=1.0
+    )
+    torch.testing.assert_close(found(**batch).logits, expected, atol=2e-5, rtol=2e-5)
+
+
+def pool_rows(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (hidden * mask[..., None]).sum(dim=1) / mask.sum(dim=1, keepdim=True)

@@ -20,11 +20,15 @@ import consistentee_ext
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.criteria import CRITERIA
 from consistentee_ext.engines.eager import EagerEngine
-from consistentee_ext.engines.native import NativeEngine, _block_arguments
-from consistentee_ext.exits.exits import Exit, Exits
+from consistentee_ext.engines.native import (
+    NativeEngine,
+    _block_arguments,
+    _embedding_arguments,
+    _exit_arguments,
+)
+from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs, pack_inputs
 from consistentee_ext.ops import cpu, onednn
-from consistentee_ext.ops.schema import head_arguments
 from consistentee_ext.packed import ExitResults, InputLimits, PackedBatch
 
 pytestmark = pytest.mark.needs_native
@@ -88,9 +92,9 @@ def test_what_cannot_be_packed_goes_op_by_op() -> None:
     for options in ({"dtype": torch.float16}, {"backend": "torch"}):
         engine = FastEarlyExitEncoder(tiny_model(), **options)._engine
         assert isinstance(engine, EagerEngine)
-    silu = FastEarlyExitEncoder(tiny_model(hidden_act="silu"))
-    assert isinstance(silu._engine, EagerEngine)
-    assert silu(**BATCH).logits.shape == (7, 3)
+    quick = FastEarlyExitEncoder(tiny_model(hidden_act="quick_gelu"))
+    assert isinstance(quick._engine, EagerEngine)
+    assert quick(**BATCH).logits.shape == (7, 3)
 
 
 def test_bfloat16_goes_op_by_op_where_the_processor_has_no_products(
@@ -218,26 +222,27 @@ def test_what_cannot_be_added_raises() -> None:
     engine = native(encoder)
     *_, first_tokens = engine.stack.blocks
     exits = engine.exits.by_layer
-    embedding = engine.stack.embedding
-    tables = {f"{name}_table": getattr(embedding, f"{name}s") for name in ("word", "type")}
-    number = library.engine_create(
-        **tables, position_table=embedding.positions, **embedding.norm._asdict()
-    )
+    number = library.engine_create(**_embedding_arguments(engine.stack))
     try:
         library.engine_add_block(number, **_block_arguments(first_tokens))
         with pytest.raises(RuntimeError, match="key_value: expected it in the last block alone"):
             library.engine_add_block(number, **_block_arguments(first_tokens))
-        add = partial(library.engine_add_exit, number, **exit_arguments(exits[4]))
+        add = partial(library.engine_add_exit, number)
+        arguments = _exit_arguments(exits[4])
         for layer in (0, 2):
             with pytest.raises(RuntimeError, match="layer: expected a number from 1 to 1"):
-                add(layer=layer, pooling="cls")
-        with pytest.raises(RuntimeError, match="pooling: expected cls behind a block"):
-            add(layer=1, pooling="mean")
-        with pytest.raises(RuntimeError, match="pooling: expected cls or mean, got max"):
-            add(layer=1, pooling="max")
-        add(layer=1, pooling="cls")
+                add(layer=layer, **arguments)
+        for pooling in ("mean", "last"):
+            with pytest.raises(RuntimeError, match="pooling: expected cls or last behind a block"):
+                add(layer=1, **(arguments | {"pooling": pooling}))
+        with pytest.raises(RuntimeError, match="pooling: expected cls, last or mean, got max"):
+            add(layer=1, **(arguments | {"pooling": "max"}))
+        add(layer=1, **arguments)
         with pytest.raises(RuntimeError, match="layer: expected more than 1"):
-            add(layer=1, pooling="cls")
+            add(layer=1, **arguments)
+        without = _block_arguments(first_tokens) | {"attention_norm_weight": None}
+        with pytest.raises(RuntimeError, match="attention_norm_weight: expected one where"):
+            library.engine_add_block(number, **without)
         arguments = advance_arguments(engine) | {"thresholds": torch.ones(1, 7)}
         library.engine_advance(number, 0, 1, **arguments)
         with pytest.raises(RuntimeError, match="engine: expected one that has not run yet"):
@@ -246,20 +251,13 @@ def test_what_cannot_be_added_raises() -> None:
         library.engine_free(number)
 
 
-def exit_arguments(exit_: Exit) -> dict[str, Any]:
-    return {
-        "pooler": exit_.pooler.weight,
-        "pooler_bias": exit_.pooler.bias,
-        **head_arguments(exit_.weights),
-    }
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     mask=st.lists(st.lists(st.booleans(), min_size=6, max_size=6).filter(any), max_size=9),
     ids=st.sampled_from([torch.int64, torch.int32]),
     kind=st.sampled_from([torch.int64, torch.int32, torch.bool, torch.float32]),
     padding_id=st.sampled_from([None, 0, 1, 5]),
+    trailing_id=st.sampled_from([None, 0, 5]),
     seed=st.integers(0, 1000),
 )
 def test_packing_matches_the_python_one(
@@ -267,6 +265,7 @@ def test_packing_matches_the_python_one(
     ids: torch.dtype,
     kind: torch.dtype,
     padding_id: int | None,
+    trailing_id: int | None,
     seed: int,
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -274,7 +273,7 @@ def test_packing_matches_the_python_one(
     given_ids = torch.randint(0, 8, shape, generator=generator).to(ids)
     types = torch.randint(0, 2, shape, generator=generator)
     given_mask = torch.tensor(mask).reshape(shape).to(kind)
-    limits = InputLimits(50, 2, 12, padding_id)
+    limits = InputLimits(50, 2, 12, padding_id, trailing_id=trailing_id)
     for attention_mask in (given_mask, None):
         for segments in (types, None):
             arguments = (given_ids, attention_mask, segments, limits, torch.device("cpu"))
@@ -294,6 +293,15 @@ def test_packing_matches_the_python_one(
         ({"attention_mask": torch.tensor([[1, 2]])}, "attention_mask: expected only 0 and 1"),
         ({"attention_mask": torch.tensor([[0, 0]])}, "attention_mask: expected at least one token"),
         ({"token_type_ids": torch.tensor([[0, 2]])}, "token_type_ids: expected known segments"),
+        (
+            {
+                "input_ids": torch.tensor([[2, 3, 4]]),
+                "attention_mask": torch.tensor([[1, 0, 1]]),
+                "token_type_ids": None,
+                "by_place": True,
+            },
+            "attention_mask: expected no zeros between the tokens of a row",
+        ),
         ({"num_positions": 1}, "input_ids: expected fewer positions"),
         ({"num_positions": 3, "padding_id": 1}, "input_ids: expected fewer positions"),
     ],

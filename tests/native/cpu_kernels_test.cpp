@@ -30,68 +30,169 @@ void expect_near(double found, double expected, double tolerance, const char* wh
   std::exit(1);
 }
 
-// softmax(Q K^T / sqrt(d)) V of one head that lies in the middle of wider rows.
+// The tables of a form: they end where rows of `longest` tokens reach.
+struct Tables {
+  std::vector<float> cos, sin, bias, relative_keys, relative_queries, query_norm, key_norm;
+  std::vector<int32_t> buckets;
+  AttentionForm form;
+};
+
+Tables plain_form(int64_t size) {
+  Tables tables;
+  tables.form = AttentionForm{};
+  tables.form.scale = 1.0f / std::sqrt(static_cast<float>(size));
+  tables.form.low = -kFar;
+  tables.form.high = kFar;
+  return tables;
+}
+
+// All that a form may have at once, the window left out or not.
+Tables full_form(int64_t size, int64_t longest, int64_t low, int64_t high) {
+  Tables tables = plain_form(size);
+  AttentionForm& form = tables.form;
+  const int64_t half = size / 2, distances = 2 * longest - 1, buckets = 32;
+  tables.cos = draw<float>(longest * half);
+  tables.sin = draw<float>(longest * half);
+  tables.bias = draw<float>(distances);
+  tables.relative_keys = draw<float>(buckets * size);
+  tables.relative_queries = draw<float>(buckets * size);
+  tables.query_norm = draw<float>(size);
+  tables.key_norm = draw<float>(size);
+  for (int64_t d = 1 - longest; d < longest; ++d) {
+    tables.buckets.push_back(static_cast<int32_t>(std::clamp<int64_t>(d + 12, 0, 23)));
+  }
+  form.low = low;
+  form.high = high;
+  form.cos = tables.cos.data();
+  form.sin = tables.sin.data();
+  form.rotated = 2 * half;
+  form.bias = tables.bias.data() + longest - 1;
+  form.relative_keys = tables.relative_keys.data();
+  form.relative_queries = tables.relative_queries.data();
+  form.buckets = tables.buckets.data() + longest - 1;
+  form.num_buckets = buckets;
+  form.query_norm = tables.query_norm.data();
+  form.key_norm = tables.key_norm.data();
+  form.query_eps = form.key_eps = 1e-5f;
+  return tables;
+}
+
+// A head of a token as the form has it at a place.
+template <typename scalar_t>
+std::vector<double> prepared(
+    const AttentionForm& form, const float* norm, int64_t place, int64_t size, const scalar_t* x) {
+  std::vector<double> out(size);
+  double squares = 0.0;
+  for (int64_t i = 0; i < size; ++i) {
+    out[i] = to_float(x[i]);
+    squares += out[i] * out[i] / size;
+  }
+  for (int64_t i = 0; norm && i < size; ++i) out[i] *= norm[i] / std::sqrt(squares + 1e-5);
+  const int64_t half = form.rotated / 2;
+  for (int64_t i = 0; i < half; ++i) {
+    const double a = out[i], b = out[half + i];
+    const double cos = form.cos[place * half + i], sin = form.sin[place * half + i];
+    out[i] = a * cos - b * sin;
+    out[half + i] = b * cos + a * sin;
+  }
+  return out;
+}
+
+// Attention of one head that lies in the middle of wider rows.
+template <typename scalar_t>
+void check_attention(
+    const CpuKernels& table,
+    const Kernels<scalar_t>& kernels,
+    AttentionForm form,
+    int64_t size,
+    int64_t queries,
+    int64_t keys,
+    double tolerance) {
+  form.first_place = keys - queries;
+  const int64_t stride = size + 3;
+  // The last token ends with its head: nothing may be read behind it.
+  const auto query = draw<scalar_t>((queries - 1) * stride + size);
+  const auto key = draw<scalar_t>((keys - 1) * stride + size);
+  const auto value = draw<scalar_t>((keys - 1) * stride + size);
+  std::vector<scalar_t> out(queries * size);
+  std::vector<float> scratch(table.attention_scratch(queries, size, form.buckets != nullptr));
+  kernels.attend_head(
+      {query.data(),
+       key.data(),
+       value.data(),
+       stride,
+       stride,
+       stride,
+       size,
+       queries,
+       keys,
+       size,
+       form},
+      out.data(),
+      scratch.data());
+  for (int64_t q = 0; q < queries; ++q) {
+    const int64_t place = form.first_place + q;
+    const auto left = prepared(form, form.query_norm, place, size, query.data() + q * stride);
+    std::vector<double> scores(keys);
+    double highest = -1e300, total = 0.0;
+    for (int64_t k = 0; k < keys; ++k) {
+      const auto right = prepared(form, form.key_norm, k, size, key.data() + k * stride);
+      const int64_t distance = place - k;
+      double score = 0.0;
+      for (int64_t i = 0; i < size; ++i) {
+        score += left[i] * right[i];
+        if (form.buckets) {
+          const int32_t bucket = form.buckets[distance];
+          score += left[i] * form.relative_keys[bucket * size + i];
+          score += right[i] * form.relative_queries[i * form.num_buckets + bucket];
+        }
+      }
+      score *= form.scale;
+      if (form.bias) score += form.bias[distance];
+      scores[k] = distance < form.low || distance > form.high ? -1e300 : score;
+      highest = std::max(highest, scores[k]);
+    }
+    for (double& score : scores) total += score = std::exp(score - highest);
+    for (int64_t i = 0; i < size; ++i) {
+      double expected = 0.0;
+      for (int64_t k = 0; k < keys; ++k) {
+        expected += scores[k] / total * to_float(value[k * stride + i]);
+      }
+      expect_near(to_float(out[q * size + i]), expected, tolerance, "attend_head");
+    }
+  }
+}
+
 template <typename scalar_t>
 void test_attention(const CpuKernels& table, const Kernels<scalar_t>& kernels, double tolerance) {
   for (const int64_t size : {1, 5, 16, 32, 64, 80, 128}) {
     for (const auto& [queries, keys] :
          {std::pair<int64_t, int64_t>{1, 1}, {1, 70}, {7, 7}, {33, 33}, {65, 65}, {130, 130}}) {
-      const int64_t stride = size + 3;
-      // The last token ends with its head: nothing may be read behind it.
-      const auto query = draw<scalar_t>((queries - 1) * stride + size);
-      const auto key = draw<scalar_t>((keys - 1) * stride + size);
-      const auto value = draw<scalar_t>((keys - 1) * stride + size);
-      std::vector<scalar_t> out(queries * size);
-      std::vector<float> scratch(table.attention_scratch(queries, size));
-      kernels.attend_head(
-          {query.data(),
-           key.data(),
-           value.data(),
-           stride,
-           stride,
-           stride,
-           size,
-           queries,
-           keys,
-           size},
-          out.data(),
-          scratch.data());
-      for (int64_t q = 0; q < queries; ++q) {
-        std::vector<double> weights(keys);
-        double total = 0.0;
-        for (int64_t k = 0; k < keys; ++k) {
-          double score = 0.0;
-          for (int64_t i = 0; i < size; ++i) {
-            score += double(to_float(query[q * stride + i])) * to_float(key[k * stride + i]);
-          }
-          total += weights[k] = std::exp(score / std::sqrt(double(size)));
-        }
-        for (int64_t i = 0; i < size; ++i) {
-          double expected = 0.0;
-          for (int64_t k = 0; k < keys; ++k) {
-            expected += weights[k] / total * to_float(value[k * stride + i]);
-          }
-          expect_near(to_float(out[q * size + i]), expected, tolerance, "attend_head");
-        }
+      const Tables plain = plain_form(size);
+      check_attention(table, kernels, plain.form, size, queries, keys, tolerance);
+      for (const auto& [low, high] :
+           {std::pair<int64_t, int64_t>{-kFar, kFar}, {0, kFar}, {-5, 5}, {0, 40}, {-70, 3}}) {
+        const Tables full = full_form(size, keys, low, high);
+        check_attention(table, kernels, full.form, size, queries, keys, 4 * tolerance);
       }
     }
   }
 }
 
 template <typename scalar_t>
-void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
+void test_norms(const Kernels<scalar_t>& kernels, bool rms, double tolerance) {
   for (const int64_t size : {2, 7, 16, 33, 384}) {
     const int64_t tokens = 5, entries = 3;
     const auto weight = draw<scalar_t>(size), bias = draw<scalar_t>(size);
-    const LayerNorm<scalar_t> norm{weight.data(), bias.data(), size, 1e-5f};
+    const LayerNorm<scalar_t> norm{weight.data(), rms ? nullptr : bias.data(), size, 1e-5f};
     std::vector<float> scratch(size);
     const auto expect_normal = [&](const std::vector<double>& x, const scalar_t* found) {
       double mean = 0.0, variance = 0.0;
-      for (const double value : x) mean += value / size;
+      for (const double value : x) mean += rms ? 0.0 : value / size;
       for (const double value : x) variance += (value - mean) * (value - mean) / size;
       for (int64_t h = 0; h < size; ++h) {
         const double scaled = (x[h] - mean) / std::sqrt(variance + 1e-5);
-        const double expected = scaled * to_float(weight[h]) + to_float(bias[h]);
+        const double expected = scaled * to_float(weight[h]) + (rms ? 0.0 : to_float(bias[h]));
         expect_near(to_float(found[h]), expected, tolerance * (1 + std::abs(expected)), "norm");
       }
     };
@@ -113,6 +214,8 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
     kernels.norm_tokens(before.data(), norm, normed.data(), 1, tokens, scratch.data());
     auto added = before;
     kernels.add_elements(added.data(), residual.data(), size, tokens * size);
+    auto multiplied = before;
+    kernels.multiply_elements(multiplied.data(), residual.data(), size, tokens * size);
     for (int64_t token = 0; token < tokens; ++token) {
       std::vector<double> source(size);
       for (int64_t h = 0; h < size; ++h) {
@@ -121,6 +224,9 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
         scalar_t sum = before[at];
         if (token > 0) store(&sum, to_float(before[at]) + to_float(residual[at]));
         expect_near(to_float(added[at]), to_float(sum), 0, "add_elements");
+        scalar_t product = before[at];
+        if (token > 0) store(&product, to_float(before[at]) * to_float(residual[at]));
+        expect_near(to_float(multiplied[at]), to_float(product), 0, "multiply_elements");
         if (token == 0) expect_near(to_float(normed[at]), 0, 0, "untouched");
       }
       if (token > 0) expect_normal(source, normed.data() + token * size);
@@ -141,6 +247,23 @@ void test_norms(const Kernels<scalar_t>& kernels, double tolerance) {
                  to_float(positions[places[token] * size + h]);
       }
       expect_normal(sum, out.data() + token * size);
+    }
+
+    // Words alone, and with segments, are not normed without a weight.
+    const LayerNorm<scalar_t> none{nullptr, nullptr, size, 0.0f};
+    for (const scalar_t* segments : {static_cast<const scalar_t*>(nullptr), types.data()}) {
+      const Embeddings<scalar_t> few{
+          words.data(), nullptr, segments, ids.data(), nullptr, type_ids.data()};
+      kernels.embed_tokens(few, none, out.data(), 0, tokens, scratch.data());
+      for (int64_t token = 0; token < tokens; ++token) {
+        for (int64_t h = 0; h < size; ++h) {
+          float sum = to_float(words[ids[token] * size + h]);
+          if (segments) sum += to_float(types[type_ids[token] * size + h]);
+          scalar_t expected;
+          store(&expected, sum);
+          expect_near(to_float(out[token * size + h]), to_float(expected), 0, "embed_tokens");
+        }
+      }
     }
   }
 }
@@ -251,7 +374,8 @@ void test_means(const Kernels<scalar_t>& kernels, double tolerance) {
 template <typename scalar_t>
 void test_all(const CpuKernels& table, const Kernels<scalar_t>& kernels, double tolerance) {
   test_attention(table, kernels, tolerance);
-  test_norms(kernels, tolerance);
+  test_norms(kernels, false, tolerance);
+  test_norms(kernels, true, tolerance);
   for (const int64_t threshold_stride : {0, 1}) {
     for (const bool multi_label : {false, true}) {
       test_exit_rows(kernels, StateActivation::kTanh, threshold_stride, multi_label);

@@ -14,8 +14,8 @@ using PackedRows = std::tuple<Tensor, Tensor, Tensor>;
 // The mean of each row's tokens [B, H].
 Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens);
 
-// The first token of each row [B, H]; a row must have one.
-Tensor first_tokens(const Batch& batch, const Tensor& hidden);
+// The first token of each row, or the last, [B, H]; a row must have one.
+Tensor one_token(const Batch& batch, const Tensor& hidden, bool last);
 
 // The rows whose `keep` byte is not zero, in memory of their own.
 PackedRows compact_rows(

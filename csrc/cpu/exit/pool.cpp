@@ -1,4 +1,4 @@
-// mean_pool, and the other way to one vector a row: its first token.
+// mean_pool, and the other ways to one vector a row: its first token, its last one.
 
 #include <cstring>
 #include <vector>
@@ -28,7 +28,7 @@ Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens) {
   return out;
 }
 
-Tensor first_tokens(const Batch& batch, const Tensor& hidden) {
+Tensor one_token(const Batch& batch, const Tensor& hidden, bool last) {
   Tensor out = new_tokens(hidden, batch.rows, batch.hidden_size);
   const size_t bytes = batch.hidden_size * hidden.element_size();
   const char* source = static_cast<const char*>(hidden.const_data_ptr());
@@ -37,7 +37,8 @@ Tensor first_tokens(const Batch& batch, const Tensor& hidden) {
     if (batch.cu_seqlens[row] == batch.cu_seqlens[row + 1]) {
       fail("cu_seqlens: expected at least one token a row");
     }
-    std::memcpy(target + row * bytes, source + batch.cu_seqlens[row] * bytes, bytes);
+    const int64_t token = last ? batch.cu_seqlens[row + 1] - 1 : batch.cu_seqlens[row];
+    std::memcpy(target + row * bytes, source + token * bytes, bytes);
   }
   return out;
 }

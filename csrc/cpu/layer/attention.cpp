@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cmath>
 #include <memory>
+#include <vector>
 
 #include "cpu/batch.h"
 #include "cpu/layer/layer.h"
@@ -31,6 +33,93 @@ void prefetch(const AttentionHead<scalar_t>& head) {
   lines(head.value, head.value_stride, head.keys);
 }
 
+// A table by distance [rows, 2 P - 1], of rows no longer than P: the entry of distance 0 of a row.
+template <typename T>
+const T* at_distance_0(const Tensor& table, int64_t row = 0) {
+  const int64_t entries = table.size(table.dim() - 1);
+  return data<T>(table) + row * entries + entries / 2;
+}
+
+const float* optional_data(const std::optional<Tensor>& tensor) {
+  return tensor ? data<float>(*tensor) : nullptr;
+}
+
+// Checks a form's tensors for heads of `size` and rows of at most `longest` tokens.
+void check_form(const Form& form, int64_t num_heads, int64_t size, int64_t longest) {
+  const int64_t distances = 2 * longest - 1;
+  if (form.low.value_or(0) > 0 || form.high.value_or(0) < 0) {
+    fail("low, high: expected 0 between them, as a query attends to itself");
+  }
+  if (form.cos.has_value() != form.sin.has_value()) fail("cos, sin: expected both or none");
+  if (form.cos) {
+    if (form.cos->dim() != 2 || form.cos->size(0) < longest || 2 * form.cos->size(1) > size) {
+      fail("cos: expected shape [P, r / 2] for rows no longer than P and r of each head's numbers");
+    }
+    for (const auto& table : {*form.cos, *form.sin}) {
+      const int64_t positions = form.cos->size(0), angles = form.cos->size(1);
+      check_tensor(table, "cos, sin", ScalarType::Float, {positions, angles});
+    }
+  }
+  if (form.bias) {
+    if (form.bias->dim() != 2 || form.bias->size(1) < distances || form.bias->size(1) % 2 == 0) {
+      fail("bias: expected shape [heads, 2 P - 1] for rows no longer than P");
+    }
+    check_tensor(*form.bias, "bias", ScalarType::Float, {num_heads, form.bias->size(1)});
+  }
+  const auto& keys = form.relative_keys;
+  const auto& queries = form.relative_queries;
+  if (form.buckets.has_value() != (keys || queries)) {
+    fail("buckets: expected them with relative_keys or relative_queries");
+  }
+  if (form.buckets) {
+    if (form.buckets->dim() != 1 || form.buckets->numel() < distances ||
+        form.buckets->numel() % 2 == 0) {
+      fail("buckets: expected shape [2 P - 1] for rows no longer than P");
+    }
+    check_tensor(*form.buckets, "buckets", ScalarType::Int, {form.buckets->numel()});
+    const int64_t count = keys ? keys->size(1) : queries->size(2);
+    if (keys) check_tensor(*keys, "relative_keys", ScalarType::Float, {num_heads, count, size});
+    if (queries) {
+      check_tensor(*queries, "relative_queries", ScalarType::Float, {num_heads, size, count});
+    }
+    const int32_t* buckets = data<int32_t>(*form.buckets);
+    const int64_t entries = form.buckets->numel();
+    if (count % 16 || !std::is_sorted(buckets, buckets + entries) || buckets[0] < 0 ||
+        buckets[entries - 1] >= count) {
+      fail("buckets: expected rising numbers below R, a multiple of 16");
+    }
+  }
+  for (const auto& norm : {form.query_norm, form.key_norm}) {
+    if (norm) check_tensor(*norm, "query_norm, key_norm", ScalarType::Float, {size});
+  }
+}
+
+// What the kernel reads of a form for one head.
+AttentionForm form_of(const Form& form, int64_t head, int64_t size) {
+  AttentionForm own{};
+  own.scale = static_cast<float>(form.scale);
+  own.low = form.low.value_or(-kFar);
+  own.high = form.high.value_or(kFar);
+  own.cos = optional_data(form.cos);
+  own.sin = optional_data(form.sin);
+  own.rotated = form.cos ? 2 * form.cos->size(1) : 0;
+  if (form.bias) own.bias = at_distance_0<float>(*form.bias, head);
+  if (form.buckets) {
+    const auto& keys = form.relative_keys;
+    const auto& queries = form.relative_queries;
+    own.num_buckets = keys ? keys->size(1) : queries->size(2);
+    const int64_t table = head * own.num_buckets * size;
+    own.buckets = at_distance_0<int32_t>(*form.buckets);
+    if (keys) own.relative_keys = data<float>(*keys) + table;
+    if (queries) own.relative_queries = data<float>(*queries) + table;
+  }
+  own.query_norm = optional_data(form.query_norm);
+  own.key_norm = optional_data(form.key_norm);
+  own.query_eps = static_cast<float>(form.query_norm_eps);
+  own.key_eps = static_cast<float>(form.key_norm_eps);
+  return own;
+}
+
 }  // namespace
 
 Tensor attend(
@@ -39,46 +128,61 @@ Tensor attend(
     const Tensor& value,
     const Tensor& query_offsets,
     const Tensor& key_offsets,
-    int64_t num_heads) {
+    int64_t num_heads,
+    const Form& form) {
   const int64_t query_stride = check_tokens(query, "query", query);
   const int64_t key_stride = check_tokens(key, "key", query);
   const int64_t value_stride = check_tokens(value, "value", query);
   const int64_t tokens = query.size(0), hidden_size = query.size(1);
-  if (key.size(1) != hidden_size || value.size(1) != hidden_size || key.size(0) != value.size(0)) {
-    fail("key, value: expected the same number of tokens, and the hidden size of query");
-  }
   if (num_heads < 1 || hidden_size % num_heads) fail("num_heads: expected a divisor of H");
+  if (form.num_kv_heads < 1 || num_heads % form.num_kv_heads) {
+    fail("num_kv_heads: expected a divisor of num_heads");
+  }
+  const int64_t head_size = hidden_size / num_heads, of_keys = form.num_kv_heads * head_size;
+  if (key.size(1) != of_keys || value.size(1) != of_keys || key.size(0) != value.size(0)) {
+    fail("key, value: expected the same number of tokens, and the head size of query");
+  }
   const int64_t rows = count_rows(query_offsets, "query_offsets");
   const int32_t* queries = check_offsets(query_offsets, "query_offsets", rows, tokens);
   const int32_t* keys = check_offsets(key_offsets, "key_offsets", rows, key.size(0));
-  int64_t most_queries = 0;
+  int64_t most_queries = 0, most_keys = 1;
   for (int64_t row = 0; row < rows; ++row) {
     most_queries = std::max<int64_t>(most_queries, queries[row + 1] - queries[row]);
+    most_keys = std::max<int64_t>(most_keys, keys[row + 1] - keys[row]);
   }
+  check_form(form, num_heads, head_size, std::max(most_queries, most_keys));
+  std::vector<AttentionForm> forms;
+  for (int64_t head = 0; head < num_heads; ++head) forms.push_back(form_of(form, head, head_size));
 
   Tensor out = new_tokens(query, tokens, hidden_size);
   dispatch(query, "query", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
-    const int64_t head_size = hidden_size / num_heads;
-    const int64_t memory = cpu_kernels().attention_scratch(most_queries, head_size);
+    const bool relative = form.buckets.has_value();
+    const int64_t memory = cpu_kernels().attention_scratch(most_queries, head_size, relative);
     const int64_t threads = torch::stable::get_num_threads();
     // With rows enough for all threads, one takes all heads of a row: while it computes one head,
     // the next is on its way from memory.
     const int64_t heads = rows >= 4 * threads ? num_heads : 1;
     const int64_t groups = num_heads / heads, tasks = rows * groups;
+    const int64_t shared = num_heads / form.num_kv_heads;
     const auto head_at = [&](int64_t row, int64_t head) {
-      const int64_t column = head * head_size;
+      const int64_t column = head * head_size, kv_column = head / shared * head_size;
+      const int64_t num_queries = queries[row + 1] - queries[row];
+      const int64_t num_keys = keys[row + 1] - keys[row];
+      AttentionForm own = forms[head];
+      own.first_place = form.last_queries ? num_keys - num_queries : 0;
       return AttentionHead<scalar_t>{
           data<scalar_t>(query) + queries[row] * query_stride + column,
-          data<scalar_t>(key) + keys[row] * key_stride + column,
-          data<scalar_t>(value) + keys[row] * value_stride + column,
+          data<scalar_t>(key) + keys[row] * key_stride + kv_column,
+          data<scalar_t>(value) + keys[row] * value_stride + kv_column,
           query_stride,
           key_stride,
           value_stride,
           hidden_size,
-          queries[row + 1] - queries[row],
-          keys[row + 1] - keys[row],
+          num_queries,
+          num_keys,
           head_size,
+          own,
       };
     };
     // Rows differ in length: a thread that is done takes the next task.
@@ -100,8 +204,92 @@ Tensor attend(
   return out;
 }
 
+namespace {
+
+Tensor attention(
+    const Tensor& query,
+    const Tensor& key,
+    const Tensor& value,
+    const Tensor& query_offsets,
+    const Tensor& key_offsets,
+    int64_t num_heads,
+    const std::optional<int64_t>& num_kv_heads,
+    const std::optional<double>& scale,
+    const std::optional<int64_t>& low,
+    const std::optional<int64_t>& high,
+    const std::optional<Tensor>& cos,
+    const std::optional<Tensor>& sin,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& relative_keys,
+    const std::optional<Tensor>& relative_queries,
+    const std::optional<Tensor>& buckets,
+    const std::optional<Tensor>& query_norm,
+    double query_norm_eps,
+    const std::optional<Tensor>& key_norm,
+    double key_norm_eps,
+    bool last_queries) {
+  if (num_heads < 1 || query.dim() != 2) fail("num_heads: expected at least 1, of query [Tq, H]");
+  const Form form = make_form(
+      num_heads,
+      query.size(1) / num_heads,
+      num_kv_heads,
+      scale,
+      low,
+      high,
+      cos,
+      sin,
+      bias,
+      relative_keys,
+      relative_queries,
+      buckets,
+      query_norm,
+      query_norm_eps,
+      key_norm,
+      key_norm_eps,
+      last_queries);
+  return attend(query, key, value, query_offsets, key_offsets, num_heads, form);
+}
+
+}  // namespace
+
+Form make_form(
+    int64_t num_heads,
+    int64_t head_size,
+    const std::optional<int64_t>& num_kv_heads,
+    const std::optional<double>& scale,
+    const std::optional<int64_t>& low,
+    const std::optional<int64_t>& high,
+    const std::optional<Tensor>& cos,
+    const std::optional<Tensor>& sin,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& relative_keys,
+    const std::optional<Tensor>& relative_queries,
+    const std::optional<Tensor>& buckets,
+    const std::optional<Tensor>& query_norm,
+    double query_norm_eps,
+    const std::optional<Tensor>& key_norm,
+    double key_norm_eps,
+    bool last_queries) {
+  return {
+      num_kv_heads.value_or(num_heads),
+      scale.value_or(1.0 / std::sqrt(static_cast<double>(head_size))),
+      low,
+      high,
+      cos,
+      sin,
+      bias,
+      relative_keys,
+      relative_queries,
+      buckets,
+      query_norm,
+      key_norm,
+      query_norm_eps,
+      key_norm_eps,
+      last_queries};
+}
+
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
-  m.impl("attention", TORCH_BOX(&consistentee::attend));
+  m.impl("attention", TORCH_BOX(&consistentee::attention));
 }

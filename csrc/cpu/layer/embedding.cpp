@@ -30,31 +30,41 @@ Tensor Embedding::operator()(
   if (ids.dim() != 1) fail("ids: expected a tensor of shape [T]");
   const ScalarType dtype = words.scalar_type();
   const int64_t tokens = ids.size(0), size = check_table(words, ids, "ids", tokens);
-  check_table(types, type_ids, "types", tokens);
-  check_table(positions, position_ids, "positions", tokens);
-  check_tensor(types, "type_table", dtype, {types.size(0), size});
-  check_tensor(positions, "position_table", dtype, {positions.size(0), size});
-  check_tensor(norm.weight, "weight", dtype, {size});
-  check_tensor(norm.bias, "bias", dtype, {size});
+  if (types) {
+    check_table(*types, type_ids, "types", tokens);
+    check_tensor(*types, "type_table", dtype, {types->size(0), size});
+  }
+  if (positions) {
+    check_table(*positions, position_ids, "positions", tokens);
+    check_tensor(*positions, "position_table", dtype, {positions->size(0), size});
+  }
+  const bool norm_of_sum = norm && !(product && product_first);
+  if (norm_of_sum) {
+    check_tensor(norm->weight, "weight", dtype, {size});
+    if (norm->bias) check_tensor(*norm->bias, "bias", dtype, {size});
+  }
   Tensor out = new_tokens(words, tokens, size);
   dispatch(words, "word_table", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const Embeddings<scalar_t> tables{
         data<scalar_t>(words),
-        data<scalar_t>(positions),
-        data<scalar_t>(types),
+        positions ? data<scalar_t>(*positions) : nullptr,
+        types ? data<scalar_t>(*types) : nullptr,
         data<int64_t>(ids),
         data<int64_t>(position_ids),
         data<int64_t>(type_ids),
     };
-    const auto weights = layer_norm<scalar_t>(norm.weight, norm.bias, size, norm.eps);
+    LayerNorm<scalar_t> weights{nullptr, nullptr, size, 0.0f};
+    if (norm_of_sum) weights = layer_norm<scalar_t>(norm->weight, norm->bias, size, norm->eps);
     torch::stable::parallel_for(0, tokens, norm_grain(size), [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(size);
       scalar_t* target = mutable_data<scalar_t>(out);
       kernels.embed_tokens(tables, weights, target, begin, end, scratch.data());
     });
   });
-  return out;
+  if (!product) return out;
+  out = (*product)(out);
+  return norm && product_first ? normed(out, *norm) : out;
 }
 
 namespace {
@@ -69,7 +79,8 @@ Tensor embed(
     const Tensor& weight,
     const Tensor& bias,
     double eps) {
-  const Embedding embedding{word_table, type_table, position_table, {weight, bias, eps}};
+  const Embedding embedding{
+      word_table, type_table, position_table, Norm{weight, bias, eps}, std::nullopt, false};
   return embedding(ids, types, positions);
 }
 

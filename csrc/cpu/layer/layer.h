@@ -9,47 +9,93 @@
 namespace consistentee {
 
 struct Norm {
-  Tensor weight, bias;  // [H]
+  Tensor weight;               // [H]
+  std::optional<Tensor> bias;  // [H]; absent: a root-mean-square norm
   double eps;
 };
 
 struct Embedding {
-  Tensor words, types, positions;  // [entries, H]
-  Norm norm;
+  Tensor words;                            // [entries, E]
+  std::optional<Tensor> types, positions;  // [entries, E]
+  std::optional<Norm> norm;
+  std::optional<PrepackedLinear> product;  // from E to H, behind the norm or before it
+  bool product_first;
 
   // ids, types and positions [T] -> [T, H].
   Tensor operator()(const Tensor& ids, const Tensor& type_ids, const Tensor& position_ids) const;
 };
 
+// How an attention differs from BERT's; consistentee_ext/weights.py says what each does.
+struct Form {
+  int64_t num_kv_heads;
+  double scale;
+  std::optional<int64_t> low, high;
+  std::optional<Tensor> cos, sin;                                         // [P, r / 2] float32
+  std::optional<Tensor> bias;                                             // [heads, 2 P - 1] float32
+  std::optional<Tensor> relative_keys, relative_queries;                  // float32
+  std::optional<Tensor> buckets;                                          // [2 P - 1] int32
+  std::optional<Tensor> query_norm, key_norm;                             // [head_size] float32
+  double query_norm_eps, key_norm_eps;
+  bool last_queries;
+};
+
+// A form from the arguments of an op; what is not given is as in BERT.
+Form make_form(
+    int64_t num_heads,
+    int64_t head_size,
+    const std::optional<int64_t>& num_kv_heads,
+    const std::optional<double>& scale,
+    const std::optional<int64_t>& low,
+    const std::optional<int64_t>& high,
+    const std::optional<Tensor>& cos,
+    const std::optional<Tensor>& sin,
+    const std::optional<Tensor>& bias,
+    const std::optional<Tensor>& relative_keys,
+    const std::optional<Tensor>& relative_queries,
+    const std::optional<Tensor>& buckets,
+    const std::optional<Tensor>& query_norm,
+    double query_norm_eps,
+    const std::optional<Tensor>& key_norm,
+    double key_norm_eps,
+    bool last_queries);
+
 struct Attention {
   PrepackedLinear query;                     // with keys and values, where key_value is absent
-  std::optional<PrepackedLinear> key_value;  // present: the first token of each row alone
+  std::optional<PrepackedLinear> key_value;  // present: one token of each row alone has a query
   PrepackedLinear out;
-  int64_t num_heads;
+  int64_t num_heads, head_size;
+  Form form;
 };
 
 struct Mlp {
   PrepackedLinear up, down;
+  std::optional<PrepackedLinear> gate;
+
+  // x [T, H] -> down(up(x)), or down(gate(x) * up(x)).
+  Tensor operator()(const Tensor& x) const;
 };
 
 struct Block {
   Attention attention;
-  Norm attention_norm;
+  std::optional<Norm> attention_norm;
   Mlp mlp;
   Norm mlp_norm;
   bool norm_first;  // the norms come before attention and MLP, not behind the sums
+  std::optional<Norm> attention_out_norm, mlp_out_norm;
 
-  // hidden [T, H] and its offsets to those that follow: [T, H], or [B, H] for first tokens alone.
+  // hidden [T, H] and its offsets to those that follow: [T, H], or [B, H] for one token of each row.
   std::pair<Tensor, Tensor> operator()(const Tensor& hidden, const Tensor& cu_seqlens) const;
 };
 
+// query [Tq, heads * d], key and value [T, kv_heads * d].
 Tensor attend(
     const Tensor& query,
     const Tensor& key,
     const Tensor& value,
     const Tensor& query_offsets,
     const Tensor& key_offsets,
-    int64_t num_heads);
+    int64_t num_heads,
+    const Form& form);
 
 // hidden = norm(hidden + residual), both [T, H].
 void add_norm(const Tensor& hidden, const Tensor& residual, const Norm& norm);
@@ -59,5 +105,8 @@ Tensor normed(const Tensor& hidden, const Norm& norm);
 
 // target += source, both [T, H].
 void add(const Tensor& target, const Tensor& source);
+
+// target *= source, both [T, H].
+void multiply(const Tensor& target, const Tensor& source);
 
 }  // namespace consistentee

@@ -8,6 +8,23 @@
 
 namespace consistentee {
 
+namespace {
+
+// Calls f with the kernels of a dtype, target, source and ranges of their elements.
+template <typename F>
+void by_element(const Tensor& target, const Tensor& source, const F& f) {
+  check_tensor(source, "source", target.scalar_type(), {target.size(0), target.size(1)});
+  const int64_t size = target.size(1), grain = norm_grain(size) * size;
+  dispatch(target, "target", [&](const auto& kernels, auto element) {
+    using scalar_t = decltype(element);
+    torch::stable::parallel_for(0, target.numel(), grain, [&](int64_t begin, int64_t end) {
+      f(kernels, mutable_data<scalar_t>(target), data<scalar_t>(source), begin, end);
+    });
+  });
+}
+
+}  // namespace
+
 void add_norm(const Tensor& hidden, const Tensor& residual, const Norm& norm) {
   check_norm(hidden, residual, norm.weight, norm.bias);
   const int64_t tokens = hidden.size(0), size = hidden.size(1);
@@ -40,13 +57,14 @@ Tensor normed(const Tensor& hidden, const Norm& norm) {
 }
 
 void add(const Tensor& target, const Tensor& source) {
-  check_tensor(source, "source", target.scalar_type(), {target.size(0), target.size(1)});
-  const int64_t size = target.size(1), grain = norm_grain(size) * size;
-  dispatch(target, "target", [&](const auto& kernels, auto element) {
-    using scalar_t = decltype(element);
-    torch::stable::parallel_for(0, target.numel(), grain, [&](int64_t begin, int64_t end) {
-      kernels.add_elements(mutable_data<scalar_t>(target), data<scalar_t>(source), begin, end);
-    });
+  by_element(target, source, [](const auto& kernels, auto... arguments) {
+    kernels.add_elements(arguments...);
+  });
+}
+
+void multiply(const Tensor& target, const Tensor& source) {
+  by_element(target, source, [](const auto& kernels, auto... arguments) {
+    kernels.multiply_elements(arguments...);
   });
 }
 
@@ -58,7 +76,7 @@ void add_norm_(
     const Tensor& weight,
     const Tensor& bias,
     double eps) {
-  add_norm(hidden, residual, {weight, bias, eps});
+  add_norm(hidden, residual, Norm{weight, bias, eps});
 }
 
 }  // namespace

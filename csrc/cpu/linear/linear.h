@@ -1,17 +1,19 @@
 // Matrix products with prepacked weights.
 #pragma once
 
+#include <optional>
 #include <string>
 
 #include "stable.h"
 
 namespace consistentee {
 
-// f(x W^T + b): weight [O, I] as consistentee_ext/ops/onednn.py prepacks it, bias [O].
+// f(x W^T + b): weight [O, I] as consistentee_ext/ops/onednn.py prepacks it, bias [O] or none.
 class PrepackedLinear {
  public:
-  // Activation: none, gelu or relu.
-  PrepackedLinear(Tensor weight, Tensor bias, const std::string& activation = "none");
+  // Activation: none, gelu, gelu_pytorch_tanh, relu, silu or tanh.
+  PrepackedLinear(
+      Tensor weight, std::optional<Tensor> bias, const std::string& activation = "none");
 
   // x [T, I] -> [T, O]. Where more rows lie behind x in memory, some of them are computed as well,
   // and lie behind the result.
@@ -19,7 +21,7 @@ class PrepackedLinear {
 
  private:
   Tensor weight_;
-  Tensor bias_;
+  std::optional<Tensor> bias_;
   const char* function_;   // oneDNN's name of the activation,
   const char* algorithm_;  // and of its variant
 };

@@ -46,28 +46,36 @@ Tensor with_more_rows(const Tensor& x) {
 
 }  // namespace
 
-PrepackedLinear::PrepackedLinear(Tensor weight, Tensor bias, const std::string& activation)
+PrepackedLinear::PrepackedLinear(
+    Tensor weight, std::optional<Tensor> bias, const std::string& activation)
     : weight_(std::move(weight)), bias_(std::move(bias)), algorithm_("") {
   if (activation == "none") {
     function_ = "none";
   } else if (activation == "relu") {
     function_ = "relu";
+  } else if (activation == "silu") {
+    function_ = "swish";
+  } else if (activation == "tanh") {
+    function_ = "tanh";
   } else if (activation == "gelu") {
     function_ = "gelu";
-    algorithm_ = "none";  // exact; the other variant is the tanh approximation
+    algorithm_ = "none";  // exact
+  } else if (activation == "gelu_pytorch_tanh") {
+    function_ = "gelu";
+    algorithm_ = "tanh";
   } else {
-    fail("activation: expected none, gelu or relu, got " + activation);
+    fail("activation: expected none, gelu, gelu_pytorch_tanh, relu, silu or tanh, got " + activation);
   }
 }
 
 Tensor PrepackedLinear::operator()(const Tensor& x) const {
   if (!aoti_torch_cpu__linear_pointwise) fail("linear: expected a torch with oneDNN");
-  AtenTensorHandle bias_handle = bias_.get(), result = nullptr;
+  AtenTensorHandle bias_handle = bias_ ? bias_->get() : nullptr, result = nullptr;
   const char* algorithm = algorithm_;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(
       with_more_rows(x).get(),
       weight_.get(),
-      &bias_handle,
+      bias_ ? &bias_handle : nullptr,
       function_,
       nullptr,
       0,
@@ -93,7 +101,10 @@ Tensor first_rows(const Tensor& tensor, int64_t tokens) {
 namespace {
 
 Tensor linear(
-    const Tensor& x, const Tensor& weight, const Tensor& bias, const std::string& activation) {
+    const Tensor& x,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    const std::string& activation) {
   if (x.dim() != 2) fail("x: expected a tensor of shape [T, I]");
   return PrepackedLinear(weight, bias, activation)(x);
 }

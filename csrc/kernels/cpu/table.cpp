@@ -21,6 +21,7 @@ constexpr Kernels<scalar_t> kKernels{
     add_norm_tokens<scalar_t>,
     norm_tokens<scalar_t>,
     add_elements<scalar_t>,
+    multiply_elements<scalar_t>,
     embed_tokens<scalar_t>,
 };
 

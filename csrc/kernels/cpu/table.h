@@ -9,6 +9,27 @@ namespace consistentee {
 // Rows a kernel works on together: each weight is read once for all of them.
 constexpr int64_t kRowBlock = 4;
 
+constexpr int64_t kFar = int64_t{1} << 40;  // beyond every distance
+
+// How an attention differs from BERT's, for one head of one row; what is null or 0 it does not have.
+// consistentee_ext/weights.py says what each does. Tables by distance point to the entry of 0.
+struct AttentionForm {
+  float scale;                     // of the scores
+  int64_t first_place;             // of the first query in its row
+  int64_t low, high;               // of query less key; -kFar and kFar bound nothing
+  const float* cos;                // [P, rotated / 2]
+  const float* sin;                // [P, rotated / 2]
+  int64_t rotated;                 // numbers of a head that are turned
+  const float* bias;               // by distance
+  const float* relative_keys;      // [R, head_size]
+  const float* relative_queries;   // [head_size, R]
+  const int32_t* buckets;          // by distance, rising
+  int64_t num_buckets;             // R, a multiple of 16
+  const float* query_norm;         // [head_size]
+  const float* key_norm;           // [head_size]
+  float query_eps, key_eps;
+};
+
 // One head of one row: `queries` and `keys` are numbers of tokens, strides are of elements from
 // token to token.
 template <typename scalar_t>
@@ -19,17 +40,18 @@ struct AttentionHead {
   int64_t query_stride, key_stride, value_stride, out_stride;
   int64_t queries, keys;
   int64_t head_size;
+  AttentionForm form;
 };
 
 template <typename scalar_t>
 struct LayerNorm {
   const scalar_t* weight;  // [H]
-  const scalar_t* bias;    // [H]
+  const scalar_t* bias;    // [H]; null: a root-mean-square norm
   int64_t hidden_size;
   float eps;
 };
 
-// Tables [entries, H] and the entry of each of T tokens in them.
+// Tables [entries, H] and the entry of each of T tokens in them; positions and types may be null.
 template <typename scalar_t>
 struct Embeddings {
   const scalar_t* words;
@@ -63,7 +85,8 @@ struct Kernels {
       int64_t end,
       scalar_t* out,
       float* scratch);
-  // softmax(Q K^T / sqrt(head_size)) V; `scratch` holds attention_scratch(queries, head_size).
+  // softmax(scale * Q K^T + ...) V; `scratch` holds attention_scratch(queries, head_size, relative)
+  // floats, `relative` where the form has buckets.
   void (*attend_head)(const AttentionHead<scalar_t>& head, scalar_t* out, float* scratch);
   // hidden = norm(hidden + residual) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
   void (*add_norm_tokens)(
@@ -83,7 +106,10 @@ struct Kernels {
       float* scratch);
   // target += source for elements [begin, end).
   void (*add_elements)(scalar_t* target, const scalar_t* source, int64_t begin, int64_t end);
-  // out = norm(word + type + position) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
+  // target *= source for elements [begin, end).
+  void (*multiply_elements)(scalar_t* target, const scalar_t* source, int64_t begin, int64_t end);
+  // out = norm(word + type + position) for tokens [begin, end) of [T, H], without norm where it has no
+  // weight. `scratch` holds H floats.
   void (*embed_tokens)(
       const Embeddings<scalar_t>& tables,
       const LayerNorm<scalar_t>& norm,
@@ -95,7 +121,7 @@ struct Kernels {
 
 struct CpuKernels {
   const char* level;
-  int64_t (*attention_scratch)(int64_t queries, int64_t head_size);
+  int64_t (*attention_scratch)(int64_t queries, int64_t head_size, bool relative);
   Kernels<float> f32;
   Kernels<BFloat16> bf16;
   Kernels<Half> f16;
