@@ -26,8 +26,8 @@ class ConsistentEEConfig(PreTrainedConfig):
     Args:
         backbone: configuration of the encoder, or a dict with its ``model_type``; BERT-base by
             default.
-        pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, or its first token
-            (``"cls"``, the paper's).
+        pooling: what a head reads of a layer: the ``"mean"`` of a row's tokens, its first token
+            (``"cls"``, the paper's), its ``"last"`` one, or the means of a ``"pair"`` of texts.
         policy_input: what a policy reads: ``"prediction"`` statistics (the default; they say
             nothing of a number), the ``"state"`` (the paper's, and regression's default), or
             ``"both"`` (`consistentee.training.train.train`'s default where rows are many enough).
@@ -42,6 +42,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         max_tokens: texts are cut to so many tokens, special ones included; None for as many as the
             encoder has positions for.
         label_std: standard deviation of the training labels; regression only.
+        separator_id: the token between the two texts of a pair; for ``pooling="pair"``.
         last_pooling: of the last head, where it is not `pooling`: that of a model whose earlier
             exits were added.
         last_activation: of the last head's pooler, one of `HEAD_ACTIVATIONS`.
@@ -70,6 +71,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         metric: str = "accuracy",
         label_std: float = 1.0,
         max_tokens: int | None = None,
+        separator_id: int | None = None,
         last_pooling: str | None = None,
         last_activation: str = "tanh",
         **kwargs: Any,
@@ -83,6 +85,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         _check_one_of("pooling", pooling, POOLINGS)
         _check_one_of("last_pooling", last_pooling, (None, *POOLINGS))
         _check_one_of("last_activation", last_activation, HEAD_ACTIVATIONS)
+        if "pair" in (pooling, last_pooling) and separator_id is None:
+            raise ValueError("separator_id: expected that of the tokenizer with pooling='pair'")
         if policy_size < 1:
             raise ValueError(f"policy_size: expected at least 1, got {policy_size}")
         _check_alpha(alpha, alpha_range, num_layers_of(backbone))
@@ -99,6 +103,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         self.metric = metric
         self.label_std = label_std
         self.max_tokens = max_tokens
+        self.separator_id = separator_id
         self.last_pooling = last_pooling
         self.last_activation = last_activation
         super().__init__(**kwargs)

@@ -11,8 +11,9 @@ from typing import Literal, get_args
 PolicyInput = Literal["state", "prediction", "both"]
 POLICY_INPUTS: tuple[PolicyInput, ...] = get_args(PolicyInput)
 
-# What a head reads of a layer: a row's first token, its last one, or the mean of its tokens.
-Pooling = Literal["cls", "last", "mean"]
+# What a head reads of a layer: a row's first token, its last one, the mean of its tokens, or the
+# means of its two texts, which it compares.
+Pooling = Literal["cls", "last", "mean", "pair"]
 POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 
 # What an exit head applies to its pooler's product, by transformers' names.

@@ -110,8 +110,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " float attention_out_norm_eps, Tensor? mlp_out_norm_weight, Tensor? mlp_out_norm_bias,"
       " float mlp_out_norm_eps, " FORM ") -> ()");
 
-  // The exit behind block `layer` (1-based), in rising order of layers: norm, pooling (cls, last or
-  // mean), pooler, norm of the state; norms_tokens and pools_states put norm and pooler before the
+  // The exit behind block `layer` (1-based), in rising order of layers: norm, pooling (cls, last, mean
+  // or pair), pooler, norm of the state; norms_tokens and pools_states put norm and pooler before the
   // pooling.
   m.def(
       "engine_add_exit(int engine, *, int layer, str pooling, Tensor? pooler, Tensor? pooler_bias,"
@@ -121,10 +121,11 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
 
   // Runs blocks first to last - 1 with their exits, and returns hidden, cu_seqlens and row_ids of the
   // rows that have not left. A pass that begins with block 0 takes ids, types and positions as `pack`
-  // gives them, any other one hidden [T, H]. Thresholds are [E, N] float32.
+  // gives them, any other one hidden [T, H]. Thresholds are [E, N] float32; first_lengths
+  // [N] int32 are the lengths of the rows' first texts, with the separator, where an exit pools pairs.
   m.def(
       "engine_advance(int engine, int first, int last, *, Tensor? ids, Tensor? types,"
       " Tensor? positions, Tensor? hidden, Tensor cu_seqlens, Tensor row_ids, int criterion,"
-      " Tensor thresholds, " RESULTS ") -> (Tensor, Tensor, Tensor)");
+      " Tensor thresholds, Tensor? first_lengths, " RESULTS ") -> (Tensor, Tensor, Tensor)");
   m.def("engine_free(int engine) -> ()");
 }

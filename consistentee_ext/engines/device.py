@@ -7,6 +7,7 @@ from __future__ import annotations
 from contextlib import closing
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from consistentee_ext.engines.base import Engine
@@ -83,7 +84,12 @@ class DeviceEngine(Engine):
 
     @override
     def advance(
-        self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults
+        self,
+        batch: PackedInputs | PackedBatch,
+        first: int,
+        last: int,
+        results: ExitResults,
+        firsts: Tensor | None = None,
     ) -> PackedBatch:
         if isinstance(batch, PackedInputs):
             if last == self.stack.num_layers:
@@ -95,6 +101,9 @@ class DeviceEngine(Engine):
                         target.index_copy_(0, rows, source)
                     return self._none_left
             max_length = batch.max_length  # read while the offsets are on the host
+            firsts = self.first_lengths(batch)
+            if firsts is not None:
+                firsts = firsts.to(results.logits.device)
             batch = batch.to(results.logits.device)
             hidden = self.stack.embedding(batch.ids, batch.types, batch.positions, self._ops)
             batch = PackedBatch(hidden, batch.cu_seqlens, batch.row_ids)
@@ -104,7 +113,7 @@ class DeviceEngine(Engine):
             return batch
         exits = self.exits
         with closing(Counts(len(exits.layers), batch.hidden.device, used=exits)) as counts:
-            return self._run(batch, first, last, max_length, results, counts)
+            return self._run(batch, first, last, max_length, results, firsts, counts)
 
     def _run(
         self,
@@ -113,6 +122,7 @@ class DeviceEngine(Engine):
         last: int,
         max_length: int,
         results: ExitResults,
+        firsts: Tensor | None,
         counts: Counts,
     ) -> PackedBatch:
         decisions = self.exits.decisions(len(results.logits))
@@ -132,6 +142,7 @@ class DeviceEngine(Engine):
                 results,
                 tickets,
                 counts.next(),
+                firsts=firsts,
             )
             if decisions[layer].last:
                 return self._none_left

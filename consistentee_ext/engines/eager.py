@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from torch import Tensor
 from typing_extensions import override
 
 from consistentee_ext.engines.base import Engine
@@ -25,10 +26,16 @@ class EagerEngine(Engine):
 
     @override
     def advance(
-        self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults
+        self,
+        batch: PackedInputs | PackedBatch,
+        first: int,
+        last: int,
+        results: ExitResults,
+        firsts: Tensor | None = None,
     ) -> PackedBatch:
         ops = self._ops
         if isinstance(batch, PackedInputs):
+            firsts = self.first_lengths(batch)
             hidden = self.stack.embedding(batch.ids, batch.types, batch.positions, ops)
             batch = PackedBatch(hidden, batch.cu_seqlens, batch.row_ids)
         decisions = self.exits.decisions(len(results.logits))
@@ -38,6 +45,6 @@ class EagerEngine(Engine):
             batch = block(batch, ops)
             if layer in decisions:
                 exit_ = self.exits.by_layer[layer]
-                product = exit_.product(batch, ops, ops.pool)
+                product = exit_.product(batch, ops, ops.pool, firsts)
                 batch = ops.exit_step(batch, product, exit_.weights, decisions[layer], results)
         return batch

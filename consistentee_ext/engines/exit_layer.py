@@ -22,6 +22,7 @@ def run_exit_layer(
     tickets: Tensor,
     totals: Tensor,
     room: PackedBatch | None = None,
+    firsts: Tensor | None = None,
 ) -> PackedBatch:
     """A block, the pooling of its rows, and the exit step behind it.
 
@@ -30,7 +31,7 @@ def run_exit_layer(
     weight, bias, eps = block.mlp_norm
     if block.norm_first or bias is None or not exit_.is_plain:
         out = block(batch, ops, max_length)
-        hidden, product = out.hidden, exit_.product(out, ops, _pool)
+        hidden, product = out.hidden, exit_.product(out, ops, _pool, firsts)
     else:
         assert exit_.pooler is not None
         out, hidden = block.before_last_norm(batch, ops, max_length)

@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
 from consistentee_ext.engines.base import Engine
@@ -42,8 +43,15 @@ class NativeEngine(Engine):
 
     @override
     def advance(
-        self, batch: PackedInputs | PackedBatch, first: int, last: int, results: ExitResults
+        self,
+        batch: PackedInputs | PackedBatch,
+        first: int,
+        last: int,
+        results: ExitResults,
+        firsts: Tensor | None = None,
     ) -> PackedBatch:
+        if isinstance(batch, PackedInputs):
+            firsts = self.first_lengths(batch)
         survivors = torch.ops.consistentee.engine_advance.default(
             self._number.value,
             first,
@@ -51,6 +59,7 @@ class NativeEngine(Engine):
             **{"ids": None, "types": None, "positions": None, "hidden": None} | batch._asdict(),
             criterion=CRITERION_CODES[self.exits.criterion],
             thresholds=self.exits.thresholds(len(results.logits)),
+            first_lengths=firsts,
             **results._asdict(),
         )
         return PackedBatch(*survivors)

@@ -14,6 +14,7 @@ from consistentee_ext.families.reader import ClassifierHead, Reader, expect
 from consistentee_ext.names import MULTI_LABEL
 from consistentee_ext.ops.norm import norm
 from consistentee_ext.packed import PackedBatch
+from consistentee_ext.segments import compare, pair_up, segment_offsets
 from consistentee_ext.weights import (
     STATE_ACTIVATIONS,
     HeadWeights,
@@ -44,7 +45,7 @@ class Exit:
     the bias: ``dense_bias = base_bias + alpha_feature * alpha_weight``.
 
     Attributes:
-        pooling: of a row.
+        pooling: of a row; ``"pair"`` compares the means of its two texts.
         pooler: the product of what is pooled; None for none.
         weights: what the exit step reads.
         alpha_weight: of an adjustable policy.
@@ -70,16 +71,29 @@ class Exit:
         """Whether it is pooling and a product alone, as of BERT's kin."""
         extra = self.norm is not None or self.state_norm is not None or self.pools_states
         product = self.pooler is not None and self.pooler.activation is None
-        return product and self.pooling != "last" and not extra
+        return product and self.pooling in ("cls", "mean") and not extra
 
     @property
     def one_query(self) -> str | None:
         """Which token of a row alone is read, ``"cls"`` or ``"last"``; None where all are."""
         return self.pooling if self.pooling in ("cls", "last") else None
 
-    def product(self, batch: PackedBatch, ops: _Ops, pool: Pool) -> Tensor:
-        """What the exit step takes as ``pooled [B, H]``, of the rows of a batch."""
+    def product(
+        self, batch: PackedBatch, ops: _Ops, pool: Pool, first_lengths: Tensor | None = None
+    ) -> Tensor:
+        """What the exit step takes as ``pooled [B, H]``, of the rows of a batch.
+
+        `first_lengths` says by number of row where the first text of each ends, for ``"pair"``.
+        """
         hidden = batch.hidden
+        if self.pooling == "pair":
+            assert first_lengths is not None
+            assert self.pooler is not None
+            offsets = segment_offsets(batch.cu_seqlens, first_lengths[batch.row_ids])
+            pair = pair_up(pool(hidden, offsets, "mean"), offsets).chunk(2, dim=-1)
+            if self.norm is not None:
+                pair = tuple(norm(text, *self.norm) for text in pair)
+            return ops.linear(compare(*pair), self.pooler)
         if self.norm is not None and self.norms_tokens:
             hidden = norm(hidden, *self.norm)
         if self.pooler is not None and self.pools_states:

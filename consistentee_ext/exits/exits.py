@@ -22,12 +22,14 @@ class Exits:
         by_layer: the layers at which rows may leave, ascending; the last layer is one of them.
         criterion: one of `consistentee_ext.criteria.CRITERIA`.
         threshold_by_layer: of every layer but the last.
+        separator_id: the token between the two texts of a row, where an exit compares them.
         num_classes: C.
     """
 
     by_layer: Mapping[int, Exit]
     criterion: str
     threshold_by_layer: Mapping[int, float]
+    separator_id: int | None = None
     num_classes: int = field(init=False)
     _thresholds: Tensor = field(init=False, repr=False, compare=False)
 
@@ -83,7 +85,13 @@ def choose_exits(
     if threshold is None:
         threshold = getattr(config, "threshold", 0.5)
     thresholds = resolve_thresholds(threshold, layers[:-1])
-    return Exits(by_layer, check_exit_criterion(criterion, by_layer), thresholds)
+    compares = any(exit_.pooling == "pair" for exit_ in by_layer.values())
+    return Exits(
+        by_layer,
+        check_exit_criterion(criterion, by_layer),
+        thresholds,
+        config.separator_id if compares else None,
+    )
 
 
 def choose_exit_layers(available: Sequence[int], chosen: Sequence[int] | None) -> tuple[int, ...]:

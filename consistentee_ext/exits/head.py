@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from consistentee_ext.ops.prediction import NUM_STATISTICS, prediction_statistics
+from consistentee_ext.segments import COMPARED, compare
 
 if TYPE_CHECKING:
     from consistentee_ext.configuration import ConsistentEEConfig
@@ -74,8 +75,9 @@ def alpha_feature(alpha: Tensor | float, alpha_range: Sequence[float]) -> Tensor
 class ExitHead(nn.Module):
     """Pooler, classifier and policy of one exit layer.
 
-    ``state = f(W x + b)``, ``logits = C state + c``, where x is the pooled hidden state of a row.
-    Training calls the module; the engine reads its weights.
+    ``state = f(W x + b)``, ``logits = C state + c``, where x is the pooled hidden state of a row,
+    or what `consistentee_ext.segments.compare` makes of its two texts'. Training calls the module;
+    the engine reads its weights.
 
     Args:
         hidden_size: H.
@@ -87,7 +89,8 @@ class ExitHead(nn.Module):
         adjustable: the policy reads the `alpha_feature` as well.
         multi_label: labels are independent.
         activation: f, one of `consistentee_ext.names.HEAD_ACTIVATIONS`.
-        norm: of x, where the encoder's hidden states are sums without a norm.
+        norm: of what is pooled, where the encoder's hidden states are sums without a norm.
+        pair: two pooled states are read and compared.
     """
 
     def __init__(
@@ -101,12 +104,14 @@ class ExitHead(nn.Module):
         multi_label: bool = False,
         activation: str = "tanh",
         norm: nn.Module | None = None,
+        pair: bool = False,
     ) -> None:
         super().__init__()
+        self.pair = pair
         self.multi_label = multi_label
         self.activation = activation
         self.norm = norm
-        self.pooler = nn.Linear(hidden_size, hidden_size)
+        self.pooler = nn.Linear(COMPARED * hidden_size if pair else hidden_size, hidden_size)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(hidden_size, num_labels)
         self.policy = (
@@ -121,14 +126,15 @@ class ExitHead(nn.Module):
         """State, logits and policy logit of B rows.
 
         Args:
-            pooled: ``[B, H]``, the pooled hidden state.
+            pooled: ``[B, H]``, the pooled hidden state, or ``[B, 2H]``, those of two texts.
             previous: the answers of the exit layer before, -1 where there were none; see
                 `consistentee_ext.ops.prediction.answers`.
             feature: ``[B]``, of an adjustable policy, its `alpha_feature`.
         """
+        parts = list(pooled.chunk(2, dim=-1)) if self.pair else [pooled]
         if self.norm is not None:
-            pooled = self.norm(pooled)
-        state = self.pooler(pooled)
+            parts = [self.norm(part) for part in parts]
+        state = self.pooler(compare(*parts) if self.pair else parts[0])
         if self.activation != "none":
             state = ACT2FN[self.activation](state)
         logits = self.classifier(self.dropout(state))
@@ -167,7 +173,7 @@ def build_exit_heads(
     num_layers, num_labels = num_layers_of(config.backbone), config.num_labels
     assert num_labels is not None  # by the configuration
 
-    def build(last: bool) -> ExitHead:
+    def build(pooling: str, last: bool) -> ExitHead:
         return ExitHead(
             config.backbone.hidden_size,
             num_labels,
@@ -178,9 +184,22 @@ def build_exit_heads(
             multi_label=config.multi_label,
             activation=config.last_activation if last else "tanh",
             norm=copy.deepcopy(last_norm),
+            pair=pooling == "pair",
         )
 
-    return nn.ModuleList(build(layer == num_layers) for layer in range(1, num_layers + 1))
+    layers = enumerate(config.poolings, start=1)
+    return nn.ModuleList(build(pooling, layer == num_layers) for layer, pooling in layers)
+
+
+def start_pooler(head: ExitHead, dense: Mapping[str, Tensor]) -> None:
+    """Start a head's pooler as a pretrained one, ``weight [H, H]`` and ``bias [H]``; where two
+    texts are compared, as that of their mean.
+    """
+    weight = dense["weight"]
+    if head.pair:
+        none = torch.zeros_like(weight)
+        weight = torch.cat([weight / 2, weight / 2, none, none], dim=1)
+    head.pooler.load_state_dict({"weight": weight, "bias": dense["bias"]})
 
 
 def check_alpha(value: object, alpha_range: Sequence[float] | None) -> float:

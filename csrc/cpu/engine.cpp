@@ -4,7 +4,14 @@
 
 namespace consistentee {
 
-Tensor Exit::product(const Tensor& hidden, const Tensor& cu_seqlens) const {
+Tensor Exit::product(const PackedRows& batch, const std::optional<Tensor>& first_lengths) const {
+  const auto& [hidden, cu_seqlens, row_ids] = batch;
+  if (pooling == Pooling::kPair) {
+    if (!first_lengths) fail("first_lengths: expected them where an exit compares texts");
+    const Tensor offsets = segment_offsets(cu_seqlens, row_ids, *first_lengths);
+    const Tensor texts = mean_pool(hidden, offsets);
+    return (*pooler)(compare_texts(norm ? normed(texts, *norm) : texts, offsets));
+  }
   Tensor source = norm && norms_tokens ? normed(hidden, *norm) : hidden;
   if (pooler && pools_states) source = (*pooler)(source);
   Tensor pooled = pooling == Pooling::kMean
@@ -41,6 +48,7 @@ void Engine::add_exit(Exit exit) {
   if (!exits_.empty() && exits_.back().layer >= exit.layer) {
     fail("layer: expected more than " + std::to_string(exits_.back().layer));
   }
+  if (exit.pooling == Pooling::kPair && !exit.pooler) fail("pooler: expected one with pooling pair");
   const Attention& attention = blocks_[exit.layer - 1].attention;
   const Pooling alone = attention.form.last_queries ? Pooling::kLast : Pooling::kFirst;
   if (attention.key_value && exit.pooling != alone) {
@@ -96,7 +104,7 @@ PackedRows Engine::advance(
         layer == num_layers()};
     ++next;
     const Batch rows = check_batch(hidden, cu_seqlens);
-    const Tensor pooled = exit.product(hidden, cu_seqlens);
+    const Tensor pooled = exit.product(batch, decision.first_lengths);
     auto survivors = exit_rows(rows, hidden, row_ids, pooled, exit.head, how, results);
     if (survivors) batch = std::move(*survivors);
   }

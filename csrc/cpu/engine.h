@@ -12,7 +12,7 @@
 
 namespace consistentee {
 
-enum class Pooling { kFirst, kLast, kMean };
+enum class Pooling { kFirst, kLast, kMean, kPair };
 
 struct Exit {
   int64_t layer;  // 1-based
@@ -26,13 +26,14 @@ struct Exit {
   std::vector<Tensor> weights;
   ExitHead head;  // points into them
 
-  // What the exit step takes as `pooled` [B, H], of hidden [T, H] and its offsets.
-  Tensor product(const Tensor& hidden, const Tensor& cu_seqlens) const;
+  // What the exit step takes as `pooled` [B, H]; `first_lengths` [N] say where the first texts end.
+  Tensor product(const PackedRows& batch, const std::optional<Tensor>& first_lengths) const;
 };
 
 struct PassDecision {
   Criterion criterion;
-  Tensor thresholds;  // [E, N] float32
+  Tensor thresholds;                    // [E, N] float32
+  std::optional<Tensor> first_lengths;  // [N] int32, where exits compare texts
 };
 
 class Engine {

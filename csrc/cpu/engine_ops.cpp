@@ -168,7 +168,8 @@ void engine_add_block(
 Pooling check_pooling(const std::string& pooling) {
   if (pooling == "cls") return Pooling::kFirst;
   if (pooling == "last") return Pooling::kLast;
-  if (pooling != "mean") fail("pooling: expected cls, last or mean, got " + pooling);
+  if (pooling == "pair") return Pooling::kPair;
+  if (pooling != "mean") fail("pooling: expected cls, last, mean or pair, got " + pooling);
   return Pooling::kMean;
 }
 
@@ -241,6 +242,7 @@ PackedRows engine_advance(
     const Tensor& row_ids,
     int64_t criterion,
     const Tensor& thresholds,
+    const OptionalTensor& first_lengths,
     const Tensor& logits,
     const Tensor& exit_layers,
     const Tensor& exit_scores,
@@ -248,9 +250,10 @@ PackedRows engine_advance(
     const Tensor& streaks) {
   const std::shared_ptr<const Engine> target = registry().find(engine);
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
-  const PassDecision decision{check_criterion(criterion), thresholds};
+  const PassDecision decision{check_criterion(criterion), thresholds, first_lengths};
   const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), all_rows = logits.size(0);
   check_row_ids(row_ids, rows, all_rows);
+  if (first_lengths) check_tensor(*first_lengths, "first_lengths", ScalarType::Int, {all_rows});
   target->check_range(first, last);
   const bool has_tokens = ids && types && positions;
   if (first == 0 ? !has_tokens || hidden : !hidden || ids || types || positions) {

@@ -192,7 +192,7 @@ def test_other_families(config, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"pooling": "max"}, "pooling: expected one of ('cls', 'last', 'mean'), got 'max'"),
+        ({"pooling": "max"}, "pooling: expected one of ('cls', 'last', 'mean', 'pair'), got 'max'"),
         ({"policy_input": "x"}, "policy_input: expected one of"),
         ({"policy_size": 0}, "policy_size: expected at least 1, got 0"),
         ({"criterion": "luck"}, "criterion: expected one of"),

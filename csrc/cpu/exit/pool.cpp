@@ -1,5 +1,6 @@
-// mean_pool, and the other ways to one vector a row: its first token, its last one.
+// mean_pool, and the other ways to one vector a row: its first token, its last one, its two texts.
 
+#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -24,6 +25,34 @@ Tensor mean_pool(const Tensor& hidden, const Tensor& cu_seqlens) {
           mutable_data<scalar_t>(out),
           scratch.data());
     });
+  });
+  return out;
+}
+
+Tensor segment_offsets(
+    const Tensor& cu_seqlens, const Tensor& row_ids, const Tensor& first_lengths) {
+  const int64_t rows = row_ids.numel();
+  const int32_t* begins = data<int32_t>(cu_seqlens);
+  const int64_t* ids = data<int64_t>(row_ids);
+  const int32_t* firsts = data<int32_t>(first_lengths);
+  Tensor out = torch::stable::new_empty(cu_seqlens, {2 * rows + 1});
+  int32_t* offsets = mutable_data<int32_t>(out);
+  for (int64_t row = 0; row < rows; ++row) {
+    const int32_t length = begins[row + 1] - begins[row];
+    offsets[2 * row] = begins[row];
+    offsets[2 * row + 1] = begins[row] + std::clamp(firsts[ids[row]], 0, length);
+  }
+  offsets[2 * rows] = begins[rows];
+  return out;
+}
+
+Tensor compare_texts(const Tensor& texts, const Tensor& offsets) {
+  const int64_t rows = texts.size(0) / 2, size = texts.size(1);
+  Tensor out = new_tokens(texts, rows, 4 * size);
+  dispatch(texts, "texts", [&](const auto& kernels, auto element) {
+    using scalar_t = decltype(element);
+    kernels.compare_rows(
+        data<scalar_t>(texts), data<int32_t>(offsets), size, 0, rows, mutable_data<scalar_t>(out));
   });
   return out;
 }

@@ -17,6 +17,7 @@ template <typename scalar_t>
 constexpr Kernels<scalar_t> kKernels{
     exit_rows<scalar_t>,
     mean_rows<scalar_t>,
+    compare_rows<scalar_t>,
     attend_head<scalar_t>,
     add_norm_tokens<scalar_t>,
     norm_tokens<scalar_t>,

@@ -85,6 +85,15 @@ struct Kernels {
       int64_t end,
       scalar_t* out,
       float* scratch);
+  // (u, v, |u - v|, u * v) of rows [begin, end): texts [2B, H] to out [B, 4H]. A row whose second text
+  // is empty, by offsets [2B+1], has its first one twice.
+  void (*compare_rows)(
+      const scalar_t* texts,
+      const int32_t* offsets,
+      int64_t hidden_size,
+      int64_t begin,
+      int64_t end,
+      scalar_t* out);
   // softmax(scale * Q K^T + ...) V; `scratch` holds attention_scratch(queries, head_size, relative)
   // floats, `relative` where the form has buckets.
   void (*attend_head)(const AttentionHead<scalar_t>& head, scalar_t* out, float* scratch);

@@ -52,7 +52,8 @@ class ConfigOptions:
     """Fields of the model's configuration; None leaves the task's value, or the default."""
 
     pooling: Annotated[
-        Pooling | None, Option(help="State that a head reads: mean of the tokens, or first token.")
+        Pooling | None,
+        Option(help="What a head reads: tokens' mean, first or last one, or a pair of means."),
     ] = None
     policy_input: Annotated[PolicyInput | None, Option(help="Inputs of a policy.")] = None
     alpha: Annotated[

@@ -19,7 +19,7 @@ from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
 from consistentee.measures.layer_outputs import MODEL_INPUTS
 from consistentee.measures.metrics import Quality, measure, predictions
-from consistentee.model.modeling import ConsistentEEForSequenceClassification, pooling_weights
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.names import METRICS_OF, MULTI_LABEL
 from consistentee_ext.progress import progress_bar
@@ -58,8 +58,9 @@ def load_model(checkpoint: str | os.PathLike[str]) -> ConsistentEEForSequenceCla
 def full_depth_logits(model: ConsistentEEForSequenceClassification, batch: Batch) -> Tensor:
     """Logits of the last layer, as a Hugging Face model computes them: all layers, one head."""
     hidden = model.backbone(**batch).last_hidden_state
-    weights = pooling_weights(batch["attention_mask"], model.config.poolings[-1]).to(hidden.dtype)
-    pooled = torch.bmm(weights[:, None], hidden)[:, 0]
+    mask = batch["attention_mask"]
+    weights = model.pooling_weights(model.config.poolings[-1], batch["input_ids"], mask)
+    pooled = torch.bmm(weights.to(hidden.dtype), hidden).flatten(1)
     no_label = torch.full((len(pooled),), -1, device=pooled.device)
     logits: Tensor = model.heads[-1](pooled, no_label).logits
     return logits

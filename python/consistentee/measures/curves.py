@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.metrics import auc
+from sklearn.metrics import auc, roc_auc_score
 from torch import Tensor
 
 from consistentee.measures.exit_scores import at_exit, leave_at
@@ -73,6 +73,26 @@ def threshold_curve(scores: Tensor, correct: Tensor) -> Curve:
         tuple(points[layer][0] for layer in layers),
         tuple(points[layer][1] for layer in layers),
     )
+
+
+def failure_auroc(scores: Tensor, correct: Tensor) -> list[float | None]:
+    """How well each layer's score tells its right answers from its wrong ones.
+
+    The area under the receiver operating characteristic, 0.5 for chance, 1 for no mistake: how much
+    a better criterion could still gain (failure prediction, arXiv 2508.21495).
+
+    Args:
+        scores: ``[N, L-1]`` of a criterion.
+        correct: ``[N, L]``, 1 where a layer's answer is right.
+
+    Returns:
+        One number a layer but the last; None where all answers are right, or all wrong.
+    """
+    columns = zip(correct[:, :-1].unbind(dim=1), scores.unbind(dim=1), strict=True)
+    return [
+        float(roc_auc_score(right.bool(), score)) if 0 < right.double().mean() < 1 else None
+        for right, score in columns
+    ]
 
 
 def truncation_curve(layer_accuracy: dict[int, float]) -> Curve:

@@ -32,7 +32,7 @@ def pooled_states(
     model's device.
     """
     model.eval()
-    shape = (len(data), len(model.heads), model.config.backbone.hidden_size)
+    shape = (len(data), len(model.heads), model.pooled_size)
     states = torch.empty(shape, device=model.device) if out is None else out
     order = torch.tensor(data["length"]).argsort(stable=True)
     with progress_bar(len(data), "outputs of all layers", "row") as bar:

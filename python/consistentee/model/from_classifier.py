@@ -9,6 +9,7 @@ from torch import nn
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext.configuration import ConsistentEEConfig, answer_type
+from consistentee_ext.exits.head import start_pooler
 from consistentee_ext.families import FAMILIES, find_backbone
 from consistentee_ext.names import METRICS_OF, REGRESSION, Pooling
 
@@ -64,8 +65,9 @@ def from_classifier(
     model = ConsistentEEForSequenceClassification(config)
     weights = backbone.state_dict()
     model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
-    for number, exit_head in enumerate(model.heads, start=1):
-        exit_head.get_submodule("pooler").load_state_dict(pooler)
+    heads: list[Any] = list(model.heads)
+    for number, exit_head in enumerate(heads, start=1):
+        start_pooler(exit_head, pooler)
         if number == len(model.heads):
             exit_head.get_submodule("classifier").load_state_dict(head.classifier.state_dict())
     return model

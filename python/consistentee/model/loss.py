@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, kl_div
+
+from consistentee_ext.names import MULTI_LABEL, REGRESSION
 
 
 def exit_loss(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Tensor:
@@ -32,6 +34,32 @@ def exit_loss(exit_logits: Tensor, labels: Tensor, label_std: float = 1.0) -> Te
     log_probability = exit_logits.log_softmax(dim=-1)
     index = labels[:, None, None].expand(-1, exit_logits.shape[1], 1)
     return -log_probability.gather(-1, index).squeeze(-1)
+
+
+def divergence(
+    exit_logits: Tensor, teacher: Tensor, answer_type: str, label_std: float = 1.0
+) -> Tensor:
+    """How far each exit's answer is from a teacher's, ``[B, L]``.
+
+    Of classes ``KL(softmax(t) || softmax(z_l))``; of sets of labels the sum over labels of the
+    divergence of the two Bernoulli distributions; of numbers ``((z_l - t) / std)^2``.
+
+    Args:
+        exit_logits: z, ``[B, L, C]``.
+        teacher: t, ``[B, C]``.
+        answer_type: see `consistentee_ext.configuration.answer_type`.
+        label_std: std; regression only.
+    """
+    expected = teacher[:, None].expand_as(exit_logits)
+    if answer_type == REGRESSION:
+        return ((exit_logits - expected) / label_std).square().squeeze(-1)
+    if answer_type == MULTI_LABEL:
+        p = expected.sigmoid()
+        entropy = binary_cross_entropy_with_logits(expected, p, reduction="none")
+        cross = binary_cross_entropy_with_logits(exit_logits, p, reduction="none")
+        return (cross - entropy).sum(dim=-1)
+    log_z, log_t = exit_logits.log_softmax(dim=-1), expected.log_softmax(dim=-1)
+    return kl_div(log_z, log_t, reduction="none", log_target=True).sum(dim=-1)
 
 
 def depth_weighted_loss(loss: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from transformers.utils import ModelOutput
 
 from consistentee.model.loss import depth_weighted_loss, exit_loss
 from consistentee_ext.configuration import ConsistentEEConfig
-from consistentee_ext.exits.head import alpha_feature, build_exit_heads
+from consistentee_ext.exits.head import alpha_feature, build_exit_heads, start_pooler
 from consistentee_ext.families import take_last_norm
 from consistentee_ext.ops.prediction import answers, no_answers
 
@@ -100,8 +100,9 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         if pooler is not None:
             # BERT's pooler keeps its Linear in `dense`, ALBERT's is one.
             dense = getattr(pooler, "dense", pooler).state_dict()
-            for head in model.heads:
-                head.get_submodule("pooler").load_state_dict(dense)
+            heads: list[Any] = list(model.heads)
+            for head in heads:
+                start_pooler(head, dense)
             encoder.pooler = None
         last_norm = take_last_norm(encoder)
         for head in model.heads:
@@ -130,7 +131,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             token_type_ids: ``[B, S]`` int64, the segment of each token.
             labels: ``[B]``, int64 classes or floating numbers, or ``[B, C]`` floating, 1 for a
                 label of the row's set; with them the output has a loss.
-            pooled_states: ``[B, L, H]`` from `pooled_states`, in place of the three inputs.
+            pooled_states: from `pooled_states`, in place of the three inputs.
             alpha: of an adjustable model, the price of a layer, a number or ``[B]``; default the
                 configuration's.
         """
@@ -146,7 +147,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         multi_label = self.config.multi_label
         previous = no_answers(pooled_states.new_zeros(rows, self.num_labels), multi_label)
         for head, pooled in zip(self.heads, pooled_states.unbind(dim=1), strict=True):
-            output = head(pooled, previous, feature)
+            output = head(pooled[:, : self._pooled_size(head)], previous, feature)
             previous = answers(output.logits, multi_label)
             states.append(output.state)
             exit_logits.append(output.logits)
@@ -178,20 +179,45 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
     ) -> Tensor:
-        """One vector a row and layer, ``[B, L, H]``: all that the heads read of the trunk."""
+        """One vector a row and layer, ``[B, L, H]``: all that the heads read of the trunk.
+
+        Where heads compare two texts ``[B, L, 2H]``, with zeros behind what other heads read.
+        """
         if attention_mask is None:
             attention_mask = torch.ones_like(input_ids)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if token_type_ids is not None:
             inputs["token_type_ids"] = token_type_ids
         hidden_states = self.backbone(**inputs, output_hidden_states=True).hidden_states[1:]
+        dtype = hidden_states[0].dtype
         weights = {
-            pooling: pooling_weights(attention_mask, pooling).to(hidden_states[0].dtype)[:, None]
+            pooling: self.pooling_weights(pooling, input_ids, attention_mask).to(dtype)
             for pooling in set(self.config.poolings)
         }
         layers = zip(self.config.poolings, hidden_states, strict=True)
-        pooled = [torch.bmm(weights[pooling], hidden)[:, 0] for pooling, hidden in layers]
-        return torch.stack(pooled, dim=1)
+        pooled = [torch.bmm(weights[pooling], hidden).flatten(1) for pooling, hidden in layers]
+        width = self.pooled_size
+        return torch.stack([nn.functional.pad(p, (0, width - p.shape[1])) for p in pooled], dim=1)
+
+    def pooling_weights(self, pooling: str, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """What each token weighs in what a head of this pooling reads.
+
+        ``[B, 1, S]``, or ``[B, 2, S]`` for two texts.
+        """
+        if pooling != "pair":
+            return pooling_weights(attention_mask, pooling)[:, None]
+        assert self.config.separator_id is not None  # by the configuration
+        first, second = segment_masks(input_ids, attention_mask, self.config.separator_id)
+        return torch.stack([pooling_weights(mask, "mean") for mask in (first, second)], dim=1)
+
+    @property
+    def pooled_size(self) -> int:
+        """Numbers that are pooled of a row and layer."""
+        return max(self._pooled_size(head) for head in self.heads)
+
+    def _pooled_size(self, head: Any) -> int:
+        size: int = self.config.backbone.hidden_size
+        return 2 * size if head.pair else size
 
 
 def _keep_layers(config: Any, number: int) -> None:
@@ -247,6 +273,20 @@ def pooling_weights(attention_mask: Tensor, pooling: str) -> Tensor:
         last = width - 1 - attention_mask.flip(1).argmax(dim=1)
         return nn.functional.one_hot(last, width).float()
     return attention_mask / attention_mask.sum(dim=1, keepdim=True)
+
+
+def segment_masks(
+    input_ids: Tensor, attention_mask: Tensor, separator_id: int
+) -> tuple[Tensor, Tensor]:
+    """Masks of the first text of each row, with the separator behind it, and of the second.
+
+    All are ``[B, S]``. Where a row has one text, both are of it.
+    """
+    separators = (input_ids == separator_id) & (attention_mask == 1)
+    second = (separators.cumsum(dim=1) - separators.long() > 0) & (attention_mask == 1)
+    alone = ~second.any(dim=1, keepdim=True)
+    first = (attention_mask == 1) & ~second
+    return first.long(), torch.where(alone, first, second).long()
 
 
 def stack_policies(policy_logits: list[Tensor], like: Tensor) -> Tensor:

@@ -128,7 +128,7 @@ class Addition:
 
     def _states(self, name: str, rows: NDArray[np.intp]) -> Tensor:
         """What the heads read of these rows, ``[R, L, H]``, in a file: memory may be too small."""
-        shape = (len(rows), len(self.model.heads), self.model.config.backbone.hidden_size)
+        shape = (len(rows), len(self.model.heads), self.model.pooled_size)
         file = self.run.work / f"{name}.bin"
         if not file.exists():
             with whole_file(file) as partial:

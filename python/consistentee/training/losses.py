@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from consistentee.data.batch import Batch
-from consistentee.model.loss import depth_weighted_loss, exit_loss
+from consistentee.model.loss import depth_weighted_loss, divergence, exit_loss
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.training.estimators import Estimate, Estimator
 from consistentee.training.objective import (
@@ -18,6 +18,7 @@ from consistentee.training.objective import (
     exit_log_distribution,
     exit_reward,
 )
+from consistentee_ext.names import SINGLE_LABEL
 
 Loss = Callable[[ConsistentEEOutput, Batch], Tensor]
 
@@ -39,6 +40,9 @@ class Losses:
         spread: share of a row's loss in phase 3 that is divided equally among all layers.
         entropy_bonus: reward for each nat of the exit distribution's entropy, in units of the
             probability of a wrong answer.
+        distillation: in phase 1, what each layer's divergence from the last one's answer weighs
+            beside its loss.
+        answer_type: the model's, see `consistentee_ext.configuration.answer_type`.
     """
 
     estimator: Estimator
@@ -46,10 +50,21 @@ class Losses:
     label_std: float = 1.0
     spread: float = 0.0
     entropy_bonus: float = 0.0
+    distillation: float = 0.0
+    answer_type: str = SINGLE_LABEL
 
     def trunk(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
-        """Phase 1: the depth-weighted loss of the classifiers."""
-        return depth_weighted_loss(exit_loss(output.exit_logits, batch["labels"], self.label_std))
+        """Phase 1: the depth-weighted loss of the classifiers.
+
+        They learn from the labels, and the earlier ones from the last one's answers.
+        """
+        exit_logits = output.exit_logits
+        loss = exit_loss(exit_logits, batch["labels"], self.label_std)
+        if self.distillation:
+            teacher = exit_logits[:, -1].detach()
+            far = divergence(exit_logits, teacher, self.answer_type, self.label_std)
+            loss = loss + self.distillation * far
+        return depth_weighted_loss(loss)
 
     def last_layer(self, output: ConsistentEEOutput, batch: Batch) -> Tensor:
         """Plain fine-tuning: the loss of the last classifier alone."""

@@ -74,6 +74,8 @@ class Phases:
             config.label_std,
             settings.spread,
             settings.entropy_bonus,
+            settings.distillation,
+            config.answer_type,
         )
         self.logs: dict[str, Json] = {}
 

@@ -94,6 +94,14 @@ def prepare(
         for name, table in splits.items()
     }
     found: ConfigFields = {"max_tokens": max_length}
+    # Where rows are pairs, heads compare the two texts.
+    is_pair = "sentence2" in splits["train"].column_names
+    pooling = config.get("pooling", "pair" if is_pair else "mean")
+    if pooling == "pair":
+        if tokenizer.sep_token_id is None:
+            raise ValueError("pooling: expected a tokenizer with a separator for 'pair', got none")
+        found["separator_id"] = tokenizer.sep_token_id
+    found["pooling"] = pooling
     if names is None:
         found["num_labels"] = 1
     else:

@@ -46,7 +46,14 @@ if TYPE_CHECKING:
 MIN_STATE_ROWS = 1000
 # Fields of the configuration that only matter to policies.
 POLICY_FIELDS = ("policy_input", "policy_size", "alpha", "alpha_range", "threshold")
-TRUNK_SETTINGS = ("batch_size", "learning_rate", "head_factor", "seed", "bf16")
+TRUNK_SETTINGS = (
+    "batch_size",
+    "learning_rate",
+    "head_factor",
+    "distillation",
+    "seed",
+    "bf16",
+)
 
 
 def train(
