@@ -35,9 +35,12 @@ class FullDepth(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor) -> Tensor:
-        names = ("input_ids", "attention_mask", "token_type_ids")
-        batch = dict(zip(names, (input_ids, attention_mask, token_type_ids), strict=True))
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        if token_type_ids is not None:
+            batch["token_type_ids"] = token_type_ids
         return full_depth_logits(self.model, batch)
 
 
@@ -146,6 +149,8 @@ def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> P
 def truncated(workload: Workload) -> Pass:
     """Ours, the first L / ratio layers alone: the same layers for every row."""
     model = _copy(workload.model, torch.float32, "sdpa")
+    if not hasattr(getattr(model.backbone, "encoder", None), "layer"):
+        raise AbsentError("layers are cut where BERT has them")
     layers = round(len(model.heads) / workload.layer_ratio)
     model.backbone.encoder.layer = model.backbone.encoder.layer[:layers]
     model.heads = model.heads[:layers]
@@ -164,18 +169,15 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
         for number, block in enumerate(encoder._engine.stack.blocks, start=1):
             steps.append((block, int(lengths[exit_layers >= number].sum())))
     steps = [(block, tokens) for block, tokens in steps if tokens]
-    config = workload.model.config.backbone
     # Room behind the tokens, as the encoder's own have it: the number of rows is rounded up alike.
     most = max(tokens for _, tokens in steps) + 32
-    hidden = torch.randn(most, config.hidden_size).to(dtype)
-    inner = torch.randn(most, config.intermediate_size).to(dtype)
+    widths = {linear.weight.shape[1] for block, _ in steps for linear in block.linears}
+    inputs = {width: torch.randn(most, width).to(dtype) for width in widths}
 
     def run() -> list[Tensor]:
         for block, tokens in steps:
-            ops.linear(hidden[:tokens], block.attention.query)
-            ops.linear(hidden[:tokens], block.attention.out)
-            ops.linear(hidden[:tokens], block.mlp.up)
-            ops.linear(inner[:tokens], block.mlp.down)
+            for linear in block.linears:
+                ops.linear(inputs[linear.weight.shape[1]][:tokens], linear)
         return []
 
     return run

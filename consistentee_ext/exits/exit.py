@@ -129,7 +129,7 @@ def model_exits(model: Any, backbone: Any, reader: Reader) -> dict[int, Exit]:
             )
         }
     family = FAMILIES[backbone.config.model_type]
-    last_norm = getattr(backbone, family.LAST_NORM) if family.LAST_NORM else None
+    last_norm = backbone.get_submodule(family.LAST_NORM) if family.LAST_NORM else None
     last = _of_classifier(family.read_head(model), last_norm, multi_label, reader)
     return {num_layers_of(backbone.config): last}
 

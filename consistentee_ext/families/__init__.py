@@ -20,9 +20,14 @@ from consistentee_ext.families import (
     ernie,
     gte,
     llama,
+    megatron_bert,
     modernbert,
     mpnet,
+    rembert,
     roberta,
+    roberta_prelayernorm,
+    roformer,
+    xlm_roberta_xl,
 )
 from consistentee_ext.families.guard import check_modules, merge_hint
 from consistentee_ext.families.reader import ClassifierHead, Reader
@@ -32,7 +37,7 @@ from consistentee_ext.layers import Stack
 class Family(Protocol):
     """What every module here has."""
 
-    LAST_NORM: str | None  # the norm behind the last block, where blocks norm first
+    LAST_NORM: str | None  # the name of the norm behind the last block, where blocks norm first
 
     def read_stack(self, model: Any, reader: Reader) -> Stack:
         """The encoder as data."""
@@ -57,15 +62,20 @@ FAMILIES: dict[str, Family] = {
     "gte": gte,
     "jina_embeddings_v3": gte,
     "llama": llama,
+    "megatron-bert": megatron_bert,
     "mistral": llama,
     "modernbert": modernbert,
     "mpnet": mpnet,
     "nomic_bert": gte,
     "qwen2": llama,
     "qwen3": llama,
+    "rembert": rembert,
     "roberta": roberta,
+    "roberta-prelayernorm": roberta_prelayernorm,
+    "roformer": roformer,
     "ultrabert": llama,
     "xlm-roberta": roberta,
+    "xlm-roberta-xl": xlm_roberta_xl,
 }
 
 
@@ -115,10 +125,10 @@ def take_last_norm(backbone: Any) -> nn.Module | None:
     family = FAMILIES.get(backbone.config.model_type)
     if family is None or family.LAST_NORM is None:
         return None
-    norm: nn.Module = getattr(backbone, family.LAST_NORM)
+    norm: nn.Module = backbone.get_submodule(family.LAST_NORM)
     if isinstance(norm, nn.Identity):
         return None
-    setattr(backbone, family.LAST_NORM, nn.Identity())
+    backbone.set_submodule(family.LAST_NORM, nn.Identity())
     return norm
 
 

@@ -19,7 +19,11 @@ from consistentee_ext.engines.native import NativeEngine
 from consistentee_ext.families import FAMILIES
 
 BERT_KIN = ("bert", "camembert", "data2vec-text", "distilbert", "ernie", "roberta", "xlm-roberta")
-TAKE_HOLES = (*BERT_KIN, "albert", "electra")  # positions alone say where a token is
+# Positions alone say where a token is.
+TAKE_HOLES = (
+    *(*BERT_KIN, "albert", "electra", "megatron-bert", "rembert"),
+    *("roberta-prelayernorm", "xlm-roberta-xl"),
+)
 CAUSAL = ("gemma", "gemma3_text", "llama", "mistral", "qwen2", "qwen3")
 each_case = pytest.mark.parametrize("case", CASES)
 
@@ -48,6 +52,13 @@ def batch_of(case: str, lengths: list[int], seed: int = 0) -> dict[str, torch.Te
     return batch
 
 
+def tolerance(case: str) -> float:
+    """Of the largest logit. With some weights the Hugging Face model itself is 3e-5 off what it gives
+    in float64.
+    """
+    return 1e-4 if case == "roberta-prelayernorm" else 2e-5
+
+
 LENGTHS = [5, 1, 17, 9, 30, 2]
 
 
@@ -58,7 +69,7 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
         expected = model(**batch).logits
     encoder = FastEarlyExitEncoder(model, backend=backend)
     found = encoder(**batch).logits
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (found - expected).abs().max() <= tolerance(case) * expected.abs().max()
     if backend == "cpu":
         assert isinstance(encoder._engine, NativeEngine)
 
@@ -81,7 +92,7 @@ def test_padding_on_the_left_changes_no_answer(case: str, backend: str) -> None:
     assert left["attention_mask"][:, -1].all()
     found = FastEarlyExitEncoder(model, backend=backend)(**left).logits
     wanted = torch.cat(expected)
-    assert (found - wanted).abs().max() <= 2e-5 * wanted.abs().max()
+    assert (found - wanted).abs().max() <= tolerance(case) * wanted.abs().max()
 
 
 @each_case
@@ -98,7 +109,7 @@ def test_logits_are_the_same_on_the_path_of_a_device(
     encoder = FastEarlyExitEncoder(model, backend="cuda")
     assert isinstance(encoder._engine, DeviceEngine)
     found = encoder(**batch).logits
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (found - expected).abs().max() <= tolerance(case) * expected.abs().max()
 
 
 @each_case
@@ -134,7 +145,7 @@ def test_exits_match_the_padded_model(case: str, pooling: str, backend: str) -> 
     assert found.exit_layers.tolist() == (layers + 1).tolist()
     assert len(set(layers.tolist())) > 1
     expected = output.exit_logits[torch.arange(len(LENGTHS)), layers]
-    assert (found.logits - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (found.logits - expected).abs().max() <= tolerance(case) * expected.abs().max()
 
 
 @each_case
@@ -225,7 +236,7 @@ def test_checkpoints_with_exits(case: str, tmp_path: Any) -> None:
     encoder = FastEarlyExitEncoder.from_pretrained(tmp_path, tokenizer=object(), threshold=1.0)
     assert encoder.num_layers == len(model.heads)
     found = encoder(**batch).logits
-    assert (found - expected).abs().max() <= 2e-5 * expected.abs().max()
+    assert (found - expected).abs().max() <= tolerance(case) * expected.abs().max()
 
 
 @pytest.mark.parametrize("case", ["deberta-v3", "modernbert", "llama", "mpnet"])
@@ -272,7 +283,7 @@ def test_the_first_layers_of_a_backbone(case: str, tmp_path: Any) -> None:
         tmp_path / "backbone", num_layers=2, num_labels=3
     ).eval()
     model.save_pretrained(tmp_path / "model")
-    last_norm = getattr(backbone, FAMILIES[backbone.config.model_type].LAST_NORM)
+    last_norm = backbone.get_submodule(FAMILIES[backbone.config.model_type].LAST_NORM or "")
     for head in model.heads:
         assert torch.equal(head.norm.weight, last_norm.weight)
     batch = batch_of(case, LENGTHS)

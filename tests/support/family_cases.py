@@ -99,12 +99,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
             "classifier_bias": True,
         },
     ),
+    "megatron-bert": ("megatron-bert", {}),
     "mpnet": ("mpnet", {}),
     "nomic": ("nomic_bert", {"type_vocab_size": 2}),
     "qwen2": ("qwen2", DECODER),
     "qwen3": ("qwen3", DECODER | {"head_dim": 16}),
+    "rembert": ("rembert", {"input_embedding_size": 16}),
     "roberta": ("roberta", {"type_vocab_size": 1}),
     "roberta, padding id 0": ("roberta", {"type_vocab_size": 2, "pad_token_id": 0}),
+    "roberta-prelayernorm": ("roberta-prelayernorm", {"type_vocab_size": 1}),
+    "roformer": ("roformer", {"embedding_size": 16, "hidden_act": "gelu"}),
+    "roformer, as wide": ("roformer", {"embedding_size": 32, "hidden_act": "relu"}),
     "ultrabert": (
         "ultrabert",
         DECODER
@@ -116,6 +121,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ultrabert, first": ("ultrabert", DECODER | {"sliding_window": 3, "classifier_pooling": "cls"}),
     "xlm-roberta": ("xlm-roberta", {"type_vocab_size": 1}),
+    "xlm-roberta-xl": ("xlm-roberta-xl", {"type_vocab_size": 1}),
 }
 
 
@@ -131,6 +137,8 @@ def blown_up(model: nn.Module, seed: int) -> nn.Module:
                 parameter.normal_(0.0, 0.1, generator=generator)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.3, generator=generator)
+            elif "embed_positions" in name:  # angles
+                pass
             elif "embed" in name:
                 parameter.normal_(0.0, 0.7, generator=generator)
             else:

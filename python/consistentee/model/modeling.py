@@ -243,8 +243,8 @@ def max_length_of(encoder: Any) -> int:
 
 def _dropout(backbone: Any) -> float:
     """The encoder's probability of dropping a hidden state, by the names that families give it."""
-    names = ("hidden_dropout_prob", "dropout")
-    return next((getattr(backbone, name) for name in names if hasattr(backbone, name)), 0.0)
+    names = ("hidden_dropout_prob", "dropout", "classifier_dropout")
+    return next((getattr(backbone, name) or 0.0 for name in names if hasattr(backbone, name)), 0.0)
 
 
 @contextmanager
