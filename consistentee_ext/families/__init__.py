@@ -14,6 +14,7 @@ from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 from consistentee_ext.families import (
     albert,
     bert,
+    deberta,
     deberta_v2,
     distilbert,
     electra,
@@ -52,6 +53,7 @@ FAMILIES: dict[str, Family] = {
     "bert": bert,
     "camembert": roberta,
     "data2vec-text": roberta,
+    "deberta": deberta,
     "deberta-v2": deberta_v2,
     "distilbert": distilbert,
     "electra": electra,

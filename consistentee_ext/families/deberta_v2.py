@@ -9,7 +9,7 @@ from torch import nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
 from consistentee_ext.families.reader import ClassifierHead, Reader
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Block, Embedding, Mlp, Stack
 from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
 
 LAST_NORM: str | None = None
@@ -21,20 +21,9 @@ def read_stack(model: Any, reader: Reader) -> Stack:
     Raises:
         ValueError: it has a convolution, or keys of another size than H.
     """
-    embeddings, encoder, config = model.embeddings, model.encoder, reader.config
+    encoder, config = model.encoder, reader.config
     if encoder.conv is not None:
         raise ValueError("model: expected conv_kernel_size 0, got a DeBERTa with a convolution")
-    types, positions = embeddings.token_type_embeddings, embeddings.position_embeddings
-    project = embeddings.embed_proj
-    embedding = reader.embedding(
-        embeddings.word_embeddings.weight,
-        None if types is None else types.weight,
-        None if positions is None else positions.weight,
-        embeddings.LayerNorm,
-        by_place=True,
-        product=None if project is None else reader.linear(project),
-        product_first=True,
-    )
     table = encoder.get_rel_embedding()  # normed, where the model does that
 
     def read_block(reader: Reader, layer: Any) -> Block:
@@ -56,7 +45,23 @@ def read_stack(model: Any, reader: Reader) -> Stack:
             mlp_norm=reader.norm(layer.output.LayerNorm),
         )
 
+    embedding = read_embedding(model.embeddings, reader)
     return Stack(embedding, reader.blocks(encoder.layer, read_block))
+
+
+def read_embedding(embeddings: Any, reader: Reader) -> Embedding:
+    """What comes before the layers; the model may have neither segments nor positions."""
+    types, positions = embeddings.token_type_embeddings, embeddings.position_embeddings
+    project = embeddings.embed_proj
+    return reader.embedding(
+        embeddings.word_embeddings.weight,
+        None if types is None else types.weight,
+        None if positions is None else positions.weight,
+        embeddings.LayerNorm,
+        by_place=True,
+        product=None if project is None else reader.linear(project),
+        product_first=True,
+    )
 
 
 @torch.no_grad()

@@ -130,6 +130,9 @@ class Reader:
             weight = module.weight + 1 if name in _RMS_NORMS_OF_ONE_MORE else module.weight
             eps = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
             return NormWeights(self.tensor(weight), None, eps)
+        if name == "DebertaLayerNorm":  # a layer norm of its own
+            weight, bias = self.tensor(module.weight), self.tensor(module.bias)
+            return NormWeights(weight, bias, module.variance_epsilon)
         expect(module, nn.LayerNorm, "every norm")
         weight = self.tensor(module.weight)
         bias = torch.zeros_like(weight) if module.bias is None else self.tensor(module.bias)

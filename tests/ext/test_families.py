@@ -53,8 +53,8 @@ def batch_of(case: str, lengths: list[int], seed: int = 0) -> dict[str, torch.Te
 
 
 def tolerance(case: str) -> float:
-    """Of the largest logit. With some weights the Hugging Face model itself is 3e-5 off what it gives
-    in float64.
+    """Of the largest logit. With some weights the Hugging Face model itself is 3e-5 off what it
+    gives in float64.
     """
     return 1e-4 if case == "roberta-prelayernorm" else 2e-5
 

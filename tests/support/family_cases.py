@@ -51,6 +51,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert with another gelu": ("bert", {"hidden_act": "gelu_new"}),
     "camembert": ("camembert", {"type_vocab_size": 1}),
     "data2vec-text": ("data2vec-text", {"layer_norm_eps": 1e-5}),
+    "deberta": ("deberta", DEBERTA),
+    "deberta, few distances": (
+        "deberta",
+        DEBERTA | {"max_relative_positions": 7, "position_biased_input": True},
+    ),
     "deberta-v3": ("deberta-v2", DEBERTA),
     "deberta-v2, keys of their own": (
         "deberta-v2",

@@ -23,19 +23,38 @@ SIZES: dict[str, Any] = {
     "max_position_embeddings": 20,
     "pad_token_id": 0,
 }
-FAMILIES = ("camembert", "data2vec-text", "distilbert", "ernie", "roberta", "xlm-roberta")
+MODERN = {"bos_token_id": 2, "eos_token_id": 3, "cls_token_id": 2, "sep_token_id": 3}
+DECODER = {"num_key_value_heads": 1, "bos_token_id": 2, "eos_token_id": 3}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "albert": {"embedding_size": 16, "inner_group_num": 1},
+    "camembert": {},
+    "data2vec-text": {},
+    "deberta-v2": {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]},
+    "distilbert": {},
+    "electra": {"embedding_size": 16},
+    "ernie": {},
+    "gte": {"type_vocab_size": 0},
+    "llama": DECODER,
+    "modernbert": MODERN,
+    "mpnet": {},
+    "roberta": {},
+    "xlm-roberta": {},
+}
+WITHOUT_SEGMENTS = ("distilbert", "llama", "modernbert")  # in their tokenizers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_family_is_trained_and_run(family: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     backbone = tmp_path / "backbone"
-    AutoModel.from_config(AutoConfig.for_model(family, **SIZES)).save_pretrained(backbone)
+    config = AutoConfig.for_model(family, **(SIZES | FAMILIES[family]))
+    AutoModel.from_config(config).save_pretrained(backbone)
     _, rows, dev = letters_on(backbone)
-    if family == "distilbert":  # its tokenizers give no segments
+    if family in WITHOUT_SEGMENTS:
         rows, dev = (table.remove_columns("token_type_ids") for table in (rows, dev))
     output = tmp_path / "model"
-    train(backbone, rows, dev, output, tokenizer(), SETTINGS)
+    pooling = {"pooling": "last"} if family == "llama" else {}
+    train(backbone, rows, dev, output, tokenizer(), SETTINGS, **pooling)
 
     batch = {name: dev[name] for name in ("input_ids", "attention_mask")}
     longest = max(map(len, batch["input_ids"]))

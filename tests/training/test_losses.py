@@ -134,3 +134,36 @@ def test_entropy_of_the_exits_is_worth_its_bonus_to_policies_alone(output):
     (found - plain).backward()
     assert (output.policy_logits.grad != 0).all()
     assert output.exit_logits.grad is None or (output.exit_logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("kind", ["classes", "set", "number"])
+def test_earlier_classifiers_learn_from_the_last_one(kind: str) -> None:
+    """By hand, layer by layer; the last one is not moved by the others."""
+    generator = torch.Generator().manual_seed(5)
+    classes = 1 if kind == "number" else C
+    logits = torch.randn(B, L, classes, generator=generator, requires_grad=True)
+    output = ConsistentEEOutput(logits=logits[:, -1], exit_logits=logits)
+    answer_type, labels = {
+        "classes": ("single_label_classification", LABELS),
+        "set": ("multi_label_classification", torch.randint(0, 2, (B, C)).float()),
+        "number": ("regression", torch.randn(B)),
+    }[kind]
+    options = {"label_std": 2.0, "answer_type": answer_type}
+    plain = Losses(exact, ALPHA, **options).trunk(output, {"labels": labels})
+    distilled = Losses(exact, ALPHA, distillation=0.7, **options).trunk(output, {"labels": labels})
+    teacher, expected = logits[:, -1].detach(), torch.tensor(0.0)
+    for layer in range(L):
+        z = logits[:, layer]
+        if kind == "classes":
+            p = teacher.softmax(-1)
+            far = (p * (p.log() - z.softmax(-1).log())).sum(-1)
+        elif kind == "set":
+            p, q = teacher.sigmoid(), z.sigmoid()
+            far = (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(-1)
+        else:
+            far = ((z - teacher) / 2.0).square().squeeze(-1)
+        expected = expected + (layer + 1) * far.mean() / 6
+    torch.testing.assert_close(distilled, plain + 0.7 * expected)
+    (gradient,) = torch.autograd.grad(distilled - plain, logits)
+    assert (gradient[:, :-1] != 0).all()
+    torch.testing.assert_close(gradient[:, -1], torch.zeros(B, classes), atol=1e-6, rtol=0)

@@ -105,6 +105,9 @@ class SettingsOptions:
     epochs: Annotated[int | None, Option(help="Epochs of phase 1.")] = None
     joint_epochs: Annotated[int | None, Option(help="Epochs of phase 3; 0 leaves it out.")] = None
     batch_size: Annotated[int | None, Option(help="Rows of a step in phase 1.")] = None
+    distillation: Annotated[
+        float | None, Option(help="Weight of the last layer's answers beside the labels, phase 1.")
+    ] = None
 
     def given(self) -> dict[str, Any]:
         """The fields that the user gave."""
