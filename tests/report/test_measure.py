@@ -142,6 +142,18 @@ def test_hardness_counts_rows(report: Report, rows: list[Row]) -> None:
     assert report.mean_exit_by_hardness() == pytest.approx(means)
 
 
+def test_scores_are_measured_by_whether_they_tell_right_from_wrong(
+    report: Report, rows: list[Row]
+) -> None:
+    """The chance that of a right answer and a wrong one the right one has the higher score."""
+    for layer, found in enumerate(report.failure_auroc):
+        right = [row.scores[layer] for row in rows if row.right[layer]]
+        wrong = [row.scores[layer] for row in rows if not row.right[layer]]
+        wins = [(a > b) + (a == b) / 2 for a in right for b in wrong]
+        assert found == pytest.approx(statistics.fmean(wins), abs=1e-3)
+    assert len(report.failure_auroc) == 2
+
+
 def test_reliability_is_of_the_layers_that_rows_reach(report: Report, rows: list[Row]) -> None:
     reached = sorted(
         (row.scores[layer], row.right[layer], row.exit == layer + 1)

@@ -49,6 +49,7 @@ def report() -> Report:
         seeds=None,
         exit_histogram=[611, 222, 367],
         hardness=[[600, 200, 0], [0, 0, 0], [11, 22, 367]],
+        failure_auroc=[0.75, None],
         reliability=[
             ScoreBin(low=0.1, high=0.5, score=0.25, right=0.5, answers=10, left=0),
             ScoreBin(low=0.6, high=1.0, score=0.75, right=0.875, answers=16, left=12),
@@ -185,6 +186,7 @@ def test_json_holds_what_the_plots_show(folder, report):
         "rows": [[600, 200, 0], [0, 0, 0], [11, 22, 367]],
         "mean_exit_layer": [1000 / 800, None, (11 + 44 + 1101) / 400],
     }
+    assert found["failure_auroc"] == [0.75, None]
     assert found["reliability"][1] == {
         "low": 0.6, "high": 1.0, "score": 0.75, "right": 0.875, "answers": 16, "left": 12,
     }  # fmt: skip
@@ -225,6 +227,7 @@ def test_counts_leave_the_plots_where_they_would_collide(tmp_path, report):
         metrics={**METRICS, "num_layers": 24},
         exit_histogram=counts,
         hardness=[[count] + [0] * 23 for count in counts],
+        failure_auroc=[0.5] * 23,
     )
     write_report(tmp_path / "report.html", deep)
     assert "7023" not in Page((tmp_path / "report.html").read_text(encoding="utf-8")).texts
@@ -237,6 +240,7 @@ def test_one_layer_alone_has_no_scores(tmp_path, report):
         curves={"this checkpoint, by policy": Curve((1.0,), (0.88,))},
         exit_histogram=[1200],
         hardness=[[1200]],
+        failure_auroc=[],
         reliability=[],
         timings=[Timing(1.0, 1.0, (1.0,))],
     )

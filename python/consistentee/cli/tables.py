@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import statistics
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -71,6 +73,16 @@ def show_comparison(title: str, result: Json) -> None:
         f"layer ratio {point['layer_ratio']['mean']:.2f}, full depth "
         f"{_percent(point['full_depth_accuracy'])}"
     )
+    for name in result["failure_auroc"][0]:
+        layers = zip(*(seed[name] for seed in result["failure_auroc"]), strict=True)
+        means = (_mean_of_known(values) for values in layers)
+        line = f"AUROC of {name}'s score against wrong answers, by layer: {' '.join(means)}"
+        Console().print(line)
+
+
+def _mean_of_known(values: Iterable[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    return f"{statistics.fmean(known):.2f}" if known else "-"
 
 
 def show_average(methods: dict[str, list[Json]], result: Json) -> None:

@@ -33,7 +33,13 @@ from consistentee.atomic_files import Json, write_json
 from consistentee.data.fingerprint import HASHED, fingerprint
 from consistentee.evaluation.evaluate import load_model
 from consistentee.measures.calibration import threshold_for_ratio
-from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
+from consistentee.measures.curves import (
+    Curve,
+    failure_auroc,
+    oracle_curve,
+    threshold_curve,
+    truncation_curve,
+)
 from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs
@@ -80,8 +86,9 @@ def compare(
         ``rows``, the number measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: for each,
         by name, ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio),
         ``area`` and ``full_depth``; ``operating_point``: test results at the threshold that gives
-        dev a layer ratio of `OPERATING_RATIO`; ``curves``: for each seed, by method, the mean exit
-        layers and the accuracies. Accuracies are in [0, 1].
+        dev a layer ratio of `OPERATING_RATIO`; ``failure_auroc``: for each seed, of two methods,
+        how well each layer's score tells its right answers from wrong ones; ``curves``: for each
+        seed, by method, the mean exit layers and the accuracies. Accuracies are in [0, 1].
 
     Raises:
         ValueError: no classes, no seed, a seed given twice, or as `train`.
@@ -147,6 +154,7 @@ def _summary(runs: Sequence[Json]) -> Json:
             name: _spread([run["operating_point"][name] for run in runs])
             for name in runs[0]["operating_point"]
         },
+        "failure_auroc": [run["failure_auroc"] for run in runs],
         "curves": [run["curves"] for run in runs],
     }
 
@@ -208,6 +216,12 @@ def _one_seed(
     right = correct.double()
     return {
         "num_layers": correct.shape[1],
+        "failure_auroc": {
+            "ConsistentEE": failure_auroc(policy, correct),
+            "confidence": failure_auroc(
+                exit_scores("confidence", of_base.exit_logits, of_base.policy_logits), base_correct
+            ),
+        },
         "curves": {
             name: [list(curve.layers), list(curve.accuracy)] for name, curve in curves.items()
         },

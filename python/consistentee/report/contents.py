@@ -95,6 +95,7 @@ class Report:
         exit_histogram: number of rows that left at each layer, L values.
         hardness: L lists of L: number of rows by Memorized Layer, then by exit layer.
         reliability: by ascending score.
+        failure_auroc: of layers 1 to L - 1, see `consistentee.measures.curves.failure_auroc`.
         classes: by ascending mean exit layer.
         timings: by ascending mean exit layer; the last is full depth.
         first_out: rows that left at the first layers.
@@ -111,6 +112,7 @@ class Report:
     exit_histogram: list[int]
     hardness: list[list[int]]
     reliability: list[ScoreBin]
+    failure_auroc: list[float | None]
     classes: list[ClassDepth]
     timings: list[Timing]
     first_out: list[Example]

@@ -27,7 +27,13 @@ from consistentee.evaluation.evaluate import (
     padded_batches,
     time_passes,
 )
-from consistentee.measures.curves import Curve, oracle_curve, threshold_curve, truncation_curve
+from consistentee.measures.curves import (
+    Curve,
+    failure_auroc,
+    oracle_curve,
+    threshold_curve,
+    truncation_curve,
+)
 from consistentee.measures.exit_scores import exit_scores
 from consistentee.measures.hardness import correct_layers, memorized_layer
 from consistentee.measures.layer_outputs import exit_outputs
@@ -98,6 +104,7 @@ def build_report(
         exit_histogram=evaluation.metrics["exit_histogram"],
         hardness=hardness_table(memorized_layer(correct), exits, encoder.num_layers),
         reliability=score_bins(scores, correct, exits),
+        failure_auroc=failure_auroc(scores, correct),
         classes=class_depths(labels, torch.tensor(evaluation.predicted), exits, names),
         timings=time_thresholds(encoder, batches, spread_thresholds(own)),
         first_out=examples[:EXAMPLES],

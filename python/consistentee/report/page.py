@@ -23,6 +23,7 @@ def page(report: Report) -> str:
         dark=_css_variables(DARK),
         tiles=_tiles(report),
         setup=_setup(report),
+        failures=_failures(report),
         plots="\n".join(figures),
         first_out=_table(report.first_out),
         last_out=_table(report.last_out),
@@ -87,6 +88,12 @@ def _setup(report: Report) -> str:
         if name not in in_tiles and not isinstance(value, list)
     )
     return " · ".join(parts)
+
+
+def _failures(report: Report) -> str:
+    """How well each layer's score tells right answers from wrong ones."""
+    values = ("-" if each is None else f"{each:.2f}" for each in report.failure_auroc)
+    return " ".join(values)
 
 
 def _number(value: object) -> str:
@@ -166,6 +173,8 @@ th:nth-child(n+4), td:nth-child(n+4) {{
 {tiles}
 </dl>
 <p>{setup}</p>
+<p>How well the exit score of layers 1, 2 ... tells right answers from wrong ones (AUROC; 0.5 is
+chance, 1 no mistake): <b>{failures}</b></p>
 <p>The layer ratio counts layers; the time ratio compares seconds on the clock, same rows, same
 machine.</p>
 <div class="plots">

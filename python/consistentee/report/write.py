@@ -56,6 +56,7 @@ def figures(report: Report) -> Json:
             "mean_exit_layer": report.mean_exit_by_hardness(),
         },
         "reliability": [asdict(each) for each in report.reliability],
+        "failure_auroc": report.failure_auroc,
         "classes": [asdict(each) for each in report.classes],
         "timings": [
             {
