@@ -16,9 +16,11 @@ from consistentee_ext.backend import DEVICE_BACKENDS, availability
 from consistentee_ext.checkpoint import EarlyExitModel
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.engines.device import DeviceEngine
+from consistentee_ext.exits.exit import Exit
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import load_device_ops
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.weights import LinearWeights
 
 DTYPE = torch.bfloat16
 INPUT_SETS = 4  # batches that a timed loop rotates
@@ -155,12 +157,18 @@ class Bench:
         return PackedBatch(hidden, offsets, torch.arange(len(lengths), device=self.device))
 
 
+def _pooler(exit_: Exit) -> LinearWeights:
+    assert exit_.pooler is not None
+    return exit_.pooler
+
+
 class FullDepth:
     """A full-depth pass on a device from inputs that are there: what a CUDA graph can hold."""
 
     def __init__(self, bench: Bench, batch: Batch, backend: str) -> None:
         engine = bench.encoder(backend, exit_layers=[])._engine
         self._stack, self._exit = engine.stack, engine.exits.last
+        self._pooler = _pooler(self._exit)
         self._ops = load_device_ops(backend)
         limits = self._stack.embedding.limits
         inputs = pack_inputs(
@@ -189,10 +197,14 @@ class FullDepth:
         for block in blocks:
             batch = block(batch, ops, self._max_length)
         out, hidden = last.before_last_norm(batch, ops, self._max_length)
+        weight, bias, eps = last.mlp_norm
+        assert bias is not None
         pooled = ops.add_norm_pool(
             hidden,
             out.hidden,
-            *last.mlp_norm,
+            weight,
+            bias,
+            eps,
             out.cu_seqlens,
             self._max_length,
             self._exit.pooling,
@@ -200,7 +212,7 @@ class FullDepth:
         )
         ops.exit_step_async(
             out._replace(hidden=hidden),
-            ops.linear(pooled, self._exit.pooler),
+            ops.linear(pooled, self._pooler),
             self._exit.weights,
             self._decision,
             self._results,
@@ -216,6 +228,7 @@ class ExitStep:
 
     def __init__(self, bench: Bench, batch: PackedBatch, backend: str, leave: float) -> None:
         self._exit = bench.encoder(backend)._engine.exits.by_layer[1]
+        self._pooler = _pooler(self._exit)
         self._batch, self._ops = batch, load_device_ops(backend)
         rows = len(batch.row_ids)
         self._out = PackedBatch(*map(torch.empty_like, batch))
@@ -235,7 +248,7 @@ class ExitStep:
         """The pooler's product, the decision, the copy: what an exit adds to a layer."""
         self._ops.exit_step_async(
             self._batch,
-            self._ops.linear(self._pooled, self._exit.pooler),
+            self._ops.linear(self._pooled, self._pooler),
             self._exit.weights,
             decision or self.decision,
             self._results,

@@ -53,7 +53,7 @@ def main() -> None:
     for seed in options.seeds:
         for name in options.variants:
             changes, changed_fields = VARIANTS[name]
-            config: Any = fields | changed_fields
+            config: Any = {**fields, **changed_fields}
             data = prepare(get_model_path(), splits, None, config)
             folder = options.output / f"{options.task}-{seed}" / name.replace(", ", "-")
             file = folder.with_suffix(".json")

@@ -50,7 +50,7 @@ class NativeEngine(Engine):
         results: ExitResults,
         firsts: Tensor | None = None,
     ) -> PackedBatch:
-        if isinstance(batch, PackedInputs):
+        if self.exits.separator_id is not None and isinstance(batch, PackedInputs):
             firsts = self.first_lengths(batch)
         survivors = torch.ops.consistentee.engine_advance.default(
             self._number.value,

@@ -147,7 +147,8 @@ def test_forms(name: str, queries: str, dtype: torch.dtype, backend: str) -> Non
     form = FORMS[name]._replace(last_queries=queries == "last")
     given = inputs(form, queries != "all", dtype)
     expected = exact(form, given)
-    found = load_ops(backend).attention(*given, HEADS, form=form)
+    attention: Any = load_ops(backend).attention
+    found = attention(*given, HEADS, form=form)
     assert found.dtype == dtype
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
@@ -159,7 +160,8 @@ def test_forms_on_the_path_of_a_device(name: str, queries: str) -> None:
     form = FORMS[name]._replace(last_queries=queries == "last")
     given = inputs(form, queries != "all", torch.float32)
     bounds = (LONGEST if queries == "all" else 1, LONGEST)
-    found = device_attention.attention(*given, HEADS, *bounds, form)
+    attention: Any = device_attention.attention
+    found = attention(*given, HEADS, *bounds, form)
     torch.testing.assert_close(found.double(), exact(form, given), atol=2e-5, rtol=2e-5)
 
 

@@ -131,7 +131,7 @@ def test_sixteen_bits_are_as_near_as_hugging_faces(case: str) -> None:
 def test_exits_match_the_padded_model(case: str, pooling: str, backend: str) -> None:
     """A ConsistentEE classifier on the family's encoder: the same rows leave at the same layers."""
     config = ConsistentEEConfig(config_of(case), pooling=pooling, policy_input="both", num_labels=3)
-    model = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
+    model: Any = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
     batch = batch_of(case, LENGTHS, seed=1)
     with torch.no_grad():
         output = model(**batch)
@@ -212,7 +212,10 @@ def test_unknown_families_and_heads_raise() -> None:
         )
 
 
-SAVED = ["roberta", "distilbert", "albert with groups", "modernbert", "deberta-v3", "gemma3"]
+SAVED = [
+    *("roberta", "distilbert", "albert with groups", "modernbert", "deberta-v3"),
+    *("gemma3", "gte", "jina", "nomic", "roformer"),
+]
 
 
 @pytest.mark.parametrize("case", SAVED)
@@ -227,11 +230,12 @@ def test_checkpoints_of_a_family(case: str, tmp_path: Any) -> None:
 @pytest.mark.parametrize("case", SAVED)
 def test_checkpoints_with_exits(case: str, tmp_path: Any) -> None:
     config = ConsistentEEConfig(config_of(case), num_labels=3)
-    model = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
+    model: Any = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
     batch = batch_of(case, LENGTHS)
     model.save_pretrained(tmp_path)
     with torch.no_grad():
-        expected = ConsistentEEForSequenceClassification.from_pretrained(tmp_path)(**batch).logits
+        loaded: Any = ConsistentEEForSequenceClassification.from_pretrained(tmp_path)
+        expected = loaded(**batch).logits
         assert torch.equal(expected, model(**batch).logits)
     encoder = FastEarlyExitEncoder.from_pretrained(tmp_path, tokenizer=object(), threshold=1.0)
     assert encoder.num_layers == len(model.heads)
@@ -277,7 +281,7 @@ def test_shared_tables_stay_shared_when_they_are_moved(case: str) -> None:
 @pytest.mark.parametrize("case", ["modernbert", "llama"])
 def test_the_first_layers_of_a_backbone(case: str, tmp_path: Any) -> None:
     """What its configuration lists by layer is cut with it; the last norm goes into each head."""
-    backbone = blown_up(AutoModel.from_config(config_of(case)), seed=1)
+    backbone: Any = blown_up(AutoModel.from_config(config_of(case)), seed=1)
     backbone.save_pretrained(tmp_path / "backbone")
     model = ConsistentEEForSequenceClassification.from_backbone(
         tmp_path / "backbone", num_layers=2, num_labels=3

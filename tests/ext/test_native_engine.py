@@ -181,6 +181,7 @@ def advance_arguments(engine: NativeEngine) -> dict[str, Any]:
         "hidden": None,
         "criterion": 0,
         "thresholds": engine.exits.thresholds(7),
+        "first_lengths": None,
         **results._asdict(),
     }
 
@@ -235,7 +236,9 @@ def test_what_cannot_be_added_raises() -> None:
         for pooling in ("mean", "last"):
             with pytest.raises(RuntimeError, match="pooling: expected cls or last behind a block"):
                 add(layer=1, **(arguments | {"pooling": pooling}))
-        with pytest.raises(RuntimeError, match="pooling: expected cls, last or mean, got max"):
+        with pytest.raises(
+            RuntimeError, match="pooling: expected cls, last, mean or pair, got max"
+        ):
             add(layer=1, **(arguments | {"pooling": "max"}))
         add(layer=1, **arguments)
         with pytest.raises(RuntimeError, match="layer: expected more than 1"):

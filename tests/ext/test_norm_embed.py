@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -18,11 +20,11 @@ def draw(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape).to(dtype)
 
 
-def norm_weights(size: int, dtype: torch.dtype) -> NormWeights:
+def norm_weights(size: int, dtype: torch.dtype) -> Any:
     return NormWeights(draw(size, dtype=dtype), draw(size, dtype=dtype), 1e-12)
 
 
-def by_hand(total: Tensor, norm: NormWeights) -> Tensor:
+def by_hand(total: Tensor, norm: Any) -> Tensor:
     mean = total.mean(-1, keepdim=True)
     variance = ((total - mean) ** 2).mean(-1, keepdim=True)
     return (total - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
@@ -44,8 +46,20 @@ def test_add_norm(size: int, dtype: torch.dtype, backend: str) -> None:
     check(load_ops(backend).add_norm(hidden.clone(), residual, *norm), exact, eager)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_without_bias_it_is_a_root_mean_square_norm(dtype: torch.dtype, backend: str) -> None:
+    torch.manual_seed(1)
+    hidden, residual = draw(50, 48, dtype=dtype), draw(50, 48, dtype=dtype) + 3
+    weight, eps = draw(48, dtype=dtype), 1e-6
+    total = hidden.double() + residual.double()
+    exact = total / (total.square().mean(-1, keepdim=True) + eps).sqrt() * weight
+    found = load_ops(backend).add_norm(hidden.clone(), residual, weight, None, eps)
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 4e-2, torch.float16: 1e-2}[dtype]
+    torch.testing.assert_close(found.double(), exact, atol=tolerance, rtol=tolerance)
+
+
 def test_a_constant_row_is_the_bias(backend: str) -> None:
-    norm = NormWeights(torch.ones(8), torch.arange(8.0), 1e-5)
+    norm: Any = NormWeights(torch.ones(8), torch.arange(8.0), 1e-5)
     found = load_ops(backend).add_norm(torch.full((1, 8), 7.0), torch.zeros(1, 8), *norm)
     torch.testing.assert_close(found, norm.bias[None])
 

@@ -23,7 +23,7 @@ CASES = ["bert", "roberta", "distilbert", "modernbert", "deberta-v3"]
 
 
 def model_of(case: str = "bert", seed: int = 3, **fields: Any) -> Any:
-    options = {"pooling": "pair", "separator_id": SEPARATOR, "policy_input": "both"}
+    options: dict[str, Any] = {"pooling": "pair", "separator_id": SEPARATOR, "policy_input": "both"}
     config = ConsistentEEConfig(config_of(case), num_labels=3, **(options | fields))
     return blown_up(ConsistentEEForSequenceClassification(config), seed)
 

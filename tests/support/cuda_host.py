@@ -231,6 +231,7 @@ class CudaHost:
 
 def _norm_arguments(hidden: Tensor, residual: Tensor, norm: NormWeights) -> tuple[int, Norm, int]:
     size = hidden.shape[1]
+    assert norm.bias is not None
     tensors = (hidden, residual, norm.weight, norm.bias)
     erased = Norm(*(tensor.data_ptr() for tensor in tensors), size, norm.eps)
     # As many warps as have room for a token each in what every device grants.

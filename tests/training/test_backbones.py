@@ -53,7 +53,7 @@ def test_a_family_is_trained_and_run(family: str, tmp_path: Path) -> None:
     if family in WITHOUT_SEGMENTS:
         rows, dev = (table.remove_columns("token_type_ids") for table in (rows, dev))
     output = tmp_path / "model"
-    pooling = {"pooling": "last"} if family == "llama" else {}
+    pooling: Any = {"pooling": "last"} if family == "llama" else {}
     train(backbone, rows, dev, output, tokenizer(), SETTINGS, **pooling)
 
     batch = {name: dev[name] for name in ("input_ids", "attention_mask")}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -148,7 +150,7 @@ def test_earlier_classifiers_learn_from_the_last_one(kind: str) -> None:
         "set": ("multi_label_classification", torch.randint(0, 2, (B, C)).float()),
         "number": ("regression", torch.randn(B)),
     }[kind]
-    options = {"label_std": 2.0, "answer_type": answer_type}
+    options: Any = {"label_std": 2.0, "answer_type": answer_type}
     plain = Losses(exact, ALPHA, **options).trunk(output, {"labels": labels})
     distilled = Losses(exact, ALPHA, distillation=0.7, **options).trunk(output, {"labels": labels})
     teacher, expected = logits[:, -1].detach(), torch.tensor(0.0)

@@ -114,6 +114,14 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         )
         return model
 
+    def save_pretrained(self, *arguments: Any, **options: Any) -> None:
+        """As transformers' own, with the names that the modules have.
+
+        By default it writes those of a family's first checkpoints, where they differ (GTE); readers
+        of a ConsistentEE checkpoint know the modules alone.
+        """
+        super().save_pretrained(*arguments, **({"save_original_format": False} | options))
+
     def forward(
         self,
         input_ids: Tensor | None = None,
