@@ -137,6 +137,7 @@ def test_independent_labels(gpu_backend: str, criterion: str, shape: tuple[int, 
 def test_relu_and_thresholds_of_single_rows(gpu_backend: str, dtype: torch.dtype) -> None:
     what = ("both", "policy", (40, 99, 2))
     check_exit_step(gpu_backend, dtype, *what, activation="relu", own_thresholds=True)
+    check_exit_step(gpu_backend, dtype, *what, activation="none", own_thresholds=True)
 
 
 @pytest.mark.gpu_racecheck

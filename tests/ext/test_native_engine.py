@@ -236,9 +236,7 @@ def test_what_cannot_be_added_raises() -> None:
         for pooling in ("mean", "last"):
             with pytest.raises(RuntimeError, match="pooling: expected cls or last behind a block"):
                 add(layer=1, **(arguments | {"pooling": pooling}))
-        with pytest.raises(
-            RuntimeError, match="pooling: expected cls, last, mean or pair, got max"
-        ):
+        with pytest.raises(RuntimeError, match="pooling: expected cls, last, mean or pair"):
             add(layer=1, **(arguments | {"pooling": "max"}))
         add(layer=1, **arguments)
         with pytest.raises(RuntimeError, match="layer: expected more than 1"):
