@@ -34,9 +34,9 @@ from consistentee.training.train import train
 # By name: changes to the settings, and to the configuration.
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "mean": ({"distillation": 0.0}, {"pooling": "mean"}),
-    "mean, distilled": ({}, {"pooling": "mean"}),
+    "mean, distilled": ({"distillation": 1.0}, {"pooling": "mean"}),
     "pair": ({"distillation": 0.0}, {"pooling": "pair"}),
-    "pair, distilled": ({}, {"pooling": "pair"}),
+    "pair, distilled": ({"distillation": 1.0}, {"pooling": "pair"}),
 }
 
 

@@ -27,6 +27,7 @@ from consistentee.training.settings import TrainingSettings
         ("estimator", "magic", "estimator: expected one of .*, got 'magic'"),
         ("epsilon", -0.1, r"epsilon: expected a share in \[0, 1\), got -0.1"),
         ("entropy_bonus", -0.1, "entropy_bonus: expected at least 0, got -0.1"),
+        ("distillation", -0.1, "distillation: expected at least 0, got -0.1"),
         ("seed", -1, "seed: expected at least 0, got -1"),
     ],
 )

@@ -24,6 +24,7 @@ from consistentee.training.policy_rows import PolicyRows, RowOutputs
 from consistentee.training.run_folder import RunFolder
 from consistentee.training.settings import TrainingSettings
 from consistentee.training.trunks import Trunk, TrunkWeights
+from consistentee_ext.configuration import ConsistentEEConfig
 
 HARDNESS: dict[str, Callable[[Tensor], Tensor]] = {
     "hardness": memorized_layer,
@@ -74,7 +75,7 @@ class Phases:
             config.label_std,
             settings.spread,
             settings.entropy_bonus,
-            settings.distillation,
+            _distillation(settings, config),
             config.answer_type,
         )
         self.logs: dict[str, Json] = {}
@@ -224,6 +225,12 @@ class Phases:
 
         options |= {"seed": self.settings.seed, "bf16": self.settings.bf16}
         self.logs[name] = run_phase(self.run, name, self.model, module, measure, **options)
+
+
+def _distillation(settings: TrainingSettings, config: ConsistentEEConfig) -> float:
+    if settings.distillation is None:
+        return 1.0 if config.pooling == "pair" else 0.0
+    return settings.distillation
 
 
 def _numbered(phase: str, iteration: int) -> str:

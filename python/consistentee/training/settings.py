@@ -50,7 +50,7 @@ class TrainingSettings:
         entropy_bonus: reward for each nat of the exit distribution's entropy, see
             `consistentee.training.losses.Losses.policies`.
         distillation: in phase 1, the weight of each layer's divergence from the last one's answer
-            beside its loss.
+            beside its loss; None is 1 where heads compare pairs of texts, else 0.
         seed: of the split, the initial heads, the order of rows and the dropout.
         bf16: run the model under bfloat16 autocast; by default if the device has instructions for
             it.
@@ -78,7 +78,7 @@ class TrainingSettings:
     samples: int = 8
     epsilon: float = 0.0
     entropy_bonus: float = 0.02
-    distillation: float = 1.0
+    distillation: float | None = None
     seed: int = 42
     bf16: bool = field(default_factory=has_native_bf16)
 
@@ -98,7 +98,7 @@ class TrainingSettings:
             raise ValueError(f"spread: expected a share in [0, 1], got {self.spread}")
         if not self.entropy_bonus >= 0.0:
             raise ValueError(f"entropy_bonus: expected at least 0, got {self.entropy_bonus}")
-        if not self.distillation >= 0.0:
+        if self.distillation is not None and not self.distillation >= 0.0:
             raise ValueError(f"distillation: expected at least 0, got {self.distillation}")
         if self.seed < 0:
             raise ValueError(f"seed: expected at least 0, got {self.seed}")
