@@ -11,10 +11,10 @@
   "multi_label"
 // How an attention differs from BERT's, as AttentionForm in consistentee_ext/weights.py has it: P the
 // longest row, d the head size, R buckets, a multiple of 16; all tables float32, buckets int32.
-#define FORM                                                                                      \
-  "int? num_kv_heads=None, float? scale=None, int? low=None, int? high=None, Tensor? cos=None,"   \
-  " Tensor? sin=None, Tensor? bias=None, Tensor? relative_keys=None, Tensor? relative_queries"    \
-  "=None, Tensor? buckets=None, Tensor? query_norm=None, float query_norm_eps=0.0, Tensor? "      \
+#define FORM                                                                                    \
+  "int? num_kv_heads=None, float? scale=None, int? low=None, int? high=None, Tensor? cos=None," \
+  " Tensor? sin=None, Tensor? bias=None, Tensor? relative_keys=None, Tensor? relative_queries"  \
+  "=None, Tensor? buckets=None, Tensor? query_norm=None, float query_norm_eps=0.0, Tensor? "    \
   "key_norm=None, float key_norm_eps=0.0, bool last_queries=False"
 // How an exit layer decides: thresholds [N] float32; numbers of criteria as in kernels/score.h.
 #define DECISION "int criterion, Tensor thresholds, int layer, int max_streak, bool last"

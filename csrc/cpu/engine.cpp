@@ -14,9 +14,10 @@ Tensor Exit::product(const PackedRows& batch, const std::optional<Tensor>& first
   }
   Tensor source = norm && norms_tokens ? normed(hidden, *norm) : hidden;
   if (pooler && pools_states) source = (*pooler)(source);
-  Tensor pooled = pooling == Pooling::kMean
-                      ? mean_pool(source, cu_seqlens)
-                      : one_token(check_batch(source, cu_seqlens), source, pooling == Pooling::kLast);
+  Tensor pooled =
+      pooling == Pooling::kMean
+          ? mean_pool(source, cu_seqlens)
+          : one_token(check_batch(source, cu_seqlens), source, pooling == Pooling::kLast);
   if (norm && !norms_tokens) pooled = normed(pooled, *norm);
   if (pooler && !pools_states) pooled = (*pooler)(pooled);
   return state_norm ? normed(pooled, *state_norm) : pooled;
@@ -48,7 +49,8 @@ void Engine::add_exit(Exit exit) {
   if (!exits_.empty() && exits_.back().layer >= exit.layer) {
     fail("layer: expected more than " + std::to_string(exits_.back().layer));
   }
-  if (exit.pooling == Pooling::kPair && !exit.pooler) fail("pooler: expected one with pooling pair");
+  if (exit.pooling == Pooling::kPair && !exit.pooler)
+    fail("pooler: expected one with pooling pair");
   const Attention& attention = blocks_[exit.layer - 1].attention;
   const Pooling alone = attention.form.last_queries ? Pooling::kLast : Pooling::kFirst;
   if (attention.key_value && exit.pooling != alone) {

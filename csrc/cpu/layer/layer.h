@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "cpu/linear/linear.h"
+#include "kernels/cpu/table.h"
 
 namespace consistentee {
 
@@ -30,11 +31,11 @@ struct Form {
   int64_t num_kv_heads;
   double scale;
   std::optional<int64_t> low, high;
-  std::optional<Tensor> cos, sin;                                         // [P, r / 2] float32
-  std::optional<Tensor> bias;                                             // [heads, 2 P - 1] float32
-  std::optional<Tensor> relative_keys, relative_queries;                  // float32
-  std::optional<Tensor> buckets;                                          // [2 P - 1] int32
-  std::optional<Tensor> query_norm, key_norm;                             // [head_size] float32
+  std::optional<Tensor> cos, sin;                         // [P, r / 2] float32
+  std::optional<Tensor> bias;                             // [heads, 2 P - 1] float32
+  std::optional<Tensor> relative_keys, relative_queries;  // float32
+  std::optional<Tensor> buckets;                          // [2 P - 1] int32
+  std::optional<Tensor> query_norm, key_norm;             // [head_size] float32
   double query_norm_eps, key_norm_eps;
   bool last_queries;
 };
@@ -58,6 +59,12 @@ Form make_form(
     const std::optional<Tensor>& key_norm,
     double key_norm_eps,
     bool last_queries);
+
+// Checks a form's tensors for heads of `size` and rows of at most `longest` tokens.
+void check_form(const Form& form, int64_t num_heads, int64_t size, int64_t longest);
+
+// What the kernel reads of a form for one head.
+AttentionForm form_of(const Form& form, int64_t head, int64_t size);
 
 struct Attention {
   PrepackedLinear query;                     // with keys and values, where key_value is absent

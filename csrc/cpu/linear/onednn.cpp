@@ -64,7 +64,9 @@ PrepackedLinear::PrepackedLinear(
     function_ = "gelu";
     algorithm_ = "tanh";
   } else {
-    fail("activation: expected none, gelu, gelu_pytorch_tanh, relu, silu or tanh, got " + activation);
+    fail(
+        "activation: expected none, gelu, gelu_pytorch_tanh, relu, silu or tanh, got " +
+        activation);
   }
 }
 

@@ -14,19 +14,19 @@ constexpr int64_t kFar = int64_t{1} << 40;  // beyond every distance
 // How an attention differs from BERT's, for one head of one row; what is null or 0 it does not have.
 // consistentee_ext/weights.py says what each does. Tables by distance point to the entry of 0.
 struct AttentionForm {
-  float scale;                     // of the scores
-  int64_t first_place;             // of the first query in its row
-  int64_t low, high;               // of query less key; -kFar and kFar bound nothing
-  const float* cos;                // [P, rotated / 2]
-  const float* sin;                // [P, rotated / 2]
-  int64_t rotated;                 // numbers of a head that are turned
-  const float* bias;               // by distance
-  const float* relative_keys;      // [R, head_size]
-  const float* relative_queries;   // [head_size, R]
-  const int32_t* buckets;          // by distance, rising
-  int64_t num_buckets;             // R, a multiple of 16
-  const float* query_norm;         // [head_size]
-  const float* key_norm;           // [head_size]
+  float scale;                    // of the scores
+  int64_t first_place;            // of the first query in its row
+  int64_t low, high;              // of query less key; -kFar and kFar bound nothing
+  const float* cos;               // [P, rotated / 2]
+  const float* sin;               // [P, rotated / 2]
+  int64_t rotated;                // numbers of a head that are turned
+  const float* bias;              // by distance
+  const float* relative_keys;     // [R, head_size]
+  const float* relative_queries;  // [head_size, R]
+  const int32_t* buckets;         // by distance, rising
+  int64_t num_buckets;            // R, a multiple of 16
+  const float* query_norm;        // [head_size]
+  const float* key_norm;          // [head_size]
   float query_eps, key_eps;
 };
 
