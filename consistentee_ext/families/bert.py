@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from consistentee_ext.families.reader import ClassifierHead, Reader, expect
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Attention, Block, Mlp, Stack
 
 LAST_NORM: str | None = None
 
@@ -26,18 +26,24 @@ def read_stack(model: Any, reader: Reader) -> Stack:
 
 def read_block(reader: Reader, layer: Any) -> Block:
     """A `BertLayer`, or a layer with the same modules."""
-    attention, config = layer.attention.self, reader.config
+    attention = layer.attention.self
+    products = reader.attention(
+        attention.query,
+        attention.key,
+        attention.value,
+        layer.attention.output.dense,
+        reader.config.num_attention_heads,
+    )
+    return block_around(products, reader, layer)
+
+
+def block_around(attention: Attention, reader: Reader, layer: Any) -> Block:
+    """`attention` with the norms and the MLP of a layer that has BERT's modules around it."""
     return Block(
-        attention=reader.attention(
-            attention.query,
-            attention.key,
-            attention.value,
-            layer.attention.output.dense,
-            config.num_attention_heads,
-        ),
+        attention=attention,
         attention_norm=reader.norm(layer.attention.output.LayerNorm),
         mlp=Mlp(
-            up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
+            up=reader.linear(layer.intermediate.dense, activation=reader.config.hidden_act),
             down=reader.linear(layer.output.dense),
         ),
         mlp_norm=reader.norm(layer.output.LayerNorm),

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from consistentee_ext.families.bert import block_around
 from consistentee_ext.families.deberta_v2 import LAST_NORM, read_embedding, read_head
 from consistentee_ext.families.reader import Reader
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Block, Stack
 from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
 
 __all__ = ["LAST_NORM", "read_head", "read_stack"]
@@ -29,20 +30,13 @@ def read_stack(model: Any, reader: Reader) -> Stack:
 
     def read_block(reader: Reader, layer: Any) -> Block:
         attention = layer.attention.self
-        return Block(
-            attention=reader.fused_attention(
-                _by_heads(attention),
-                layer.attention.output.dense,
-                config.num_attention_heads,
-                _form(reader, attention, table),
-            ),
-            attention_norm=reader.norm(layer.attention.output.LayerNorm),
-            mlp=Mlp(
-                up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
-                down=reader.linear(layer.output.dense),
-            ),
-            mlp_norm=reader.norm(layer.output.LayerNorm),
+        products = reader.fused_attention(
+            _by_heads(attention),
+            layer.attention.output.dense,
+            config.num_attention_heads,
+            _form(reader, attention, table),
         )
+        return block_around(products, reader, layer)
 
     embedding = read_embedding(model.embeddings, reader)
     return Stack(embedding, reader.blocks(encoder.layer, read_block))

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_position
 
+from consistentee_ext.families.bert import block_around
 from consistentee_ext.families.reader import ClassifierHead, Reader
-from consistentee_ext.layers import Block, Embedding, Mlp, Stack
+from consistentee_ext.layers import Block, Embedding, Stack
 from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
 
 LAST_NORM: str | None = None
@@ -19,7 +20,7 @@ def read_stack(model: Any, reader: Reader) -> Stack:
     """A `DebertaV2Model`.
 
     Raises:
-        ValueError: it has a convolution, or keys of another size than H.
+        ValueError: it has a convolution.
     """
     encoder, config = model.encoder, reader.config
     if encoder.conv is not None:
@@ -28,22 +29,15 @@ def read_stack(model: Any, reader: Reader) -> Stack:
 
     def read_block(reader: Reader, layer: Any) -> Block:
         attention = layer.attention.self
-        return Block(
-            attention=reader.attention(
-                attention.query_proj,
-                attention.key_proj,
-                attention.value_proj,
-                layer.attention.output.dense,
-                config.num_attention_heads,
-                _form(reader, attention, table),
-            ),
-            attention_norm=reader.norm(layer.attention.output.LayerNorm),
-            mlp=Mlp(
-                up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
-                down=reader.linear(layer.output.dense),
-            ),
-            mlp_norm=reader.norm(layer.output.LayerNorm),
+        products = reader.attention(
+            attention.query_proj,
+            attention.key_proj,
+            attention.value_proj,
+            layer.attention.output.dense,
+            config.num_attention_heads,
+            _form(reader, attention, table),
         )
+        return block_around(products, reader, layer)
 
     embedding = read_embedding(model.embeddings, reader)
     return Stack(embedding, reader.blocks(encoder.layer, read_block))

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consistentee_ext.families.bert import block_around
 from consistentee_ext.families.reader import ClassifierHead, Reader, expect
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Block, Stack
 from consistentee_ext.weights import AttentionForm, Rotation
 
 LAST_NORM: str | None = None
@@ -39,20 +40,13 @@ def read_stack(model: Any, reader: Reader) -> Stack:
         attention, heads = layer.attention.self, config.num_attention_heads
         query, key = (_halves_apart(part, heads) for part in (attention.query, attention.key))
         value = expect(attention.value, nn.Linear, "every product of a layer")
-        return Block(
-            attention=reader.fused_attention(
-                (query, key, (value.weight, value.bias)),
-                layer.attention.output.dense,
-                heads,
-                form,
-            ),
-            attention_norm=reader.norm(layer.attention.output.LayerNorm),
-            mlp=Mlp(
-                up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
-                down=reader.linear(layer.output.dense),
-            ),
-            mlp_norm=reader.norm(layer.output.LayerNorm),
+        products = reader.fused_attention(
+            (query, key, (value.weight, value.bias)),
+            layer.attention.output.dense,
+            heads,
+            form,
         )
+        return block_around(products, reader, layer)
 
     return Stack(embedding, reader.blocks(model.encoder.layer, read_block))
 
