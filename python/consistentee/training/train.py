@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerBase, set_seed
 from consistentee.atomic_files import Json
 from consistentee.data.fingerprint import HASHED, fingerprint
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
+from consistentee.training.consistent_weights import ConsistentWeights
 from consistentee.training.distributed import processes
 from consistentee.training.phases import Phases
 from consistentee.training.run_folder import RunFolder
@@ -107,6 +108,7 @@ def train_trunk(
     tokenizer: PreTrainedTokenizerBase,
     settings: TrainingSettings,
     num_layers: int | None = None,
+    objective: ConsistentWeights | None = None,
     **config: Unpack[ConfigFields],
 ) -> Json:
     """Train a trunk without policies, for exits that need none.
@@ -123,15 +125,19 @@ def train_trunk(
         settings: as in `train`; those of policies have no effect.
         num_layers: None trains the classifiers of all layers, as phase 1 does; a number keeps only
             the first layers and trains the last classifier of these (truncation).
+        objective: of the classifiers, in place of phase 1's.
         config: as in `train`.
     """
     epochs = settings.epochs + settings.iterations * settings.joint_epochs
     # Settings that only affect policies must not distinguish two such runs.
-    identity = {name: getattr(settings, name) for name in TRUNK_SETTINGS} | {"epochs": epochs}
+    identity: Json = {name: getattr(settings, name) for name in TRUNK_SETTINGS}
+    identity |= {"epochs": epochs, "objective": objective and asdict(objective)}
     phases = open_run(
         backbone, train_data, dev_data, output, tokenizer, settings, identity, config, num_layers
     )
     loss = phases.losses.trunk if num_layers is None else phases.losses.last_layer
+    if objective is not None:
+        loss = objective
     return phases.run.log() or phases.run_trunk(loss, epochs)
 
 

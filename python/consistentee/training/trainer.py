@@ -220,7 +220,10 @@ class PhaseTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """The phase's loss of a batch, for which each row draws its alpha from a range, if any.
+        """The phase's loss of a batch.
+
+        It has ``progress``, the share of steps done; and each row draws its alpha from a range, if
+        there is one.
 
         Raises:
             RuntimeError: the loss is not finite.
@@ -233,7 +236,8 @@ class PhaseTrainer(Trainer):
         names = [name for name in (*MODEL_INPUTS, *EXIT_INPUTS) if name in inputs]
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
             output = model(**{name: inputs[name] for name in names})
-        loss = self.loss(output, inputs)
+        progress = torch.tensor(self.state.global_step / self.state.max_steps)
+        loss = self.loss(output, {**inputs, "progress": progress.to(output.exit_logits.device)})
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"{self.phase}: expected a finite loss, got {loss.item()} at step "
