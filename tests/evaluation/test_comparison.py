@@ -69,14 +69,15 @@ def test_every_method_is_measured_on_the_test_rows(run, splits):
     assert result["rows"] == 40
     assert result["seeds"] == [5, 6]
     assert list(result["methods"]) == [
-        *("ConsistentEE", *PLAIN_CRITERIA, "truncation"),
+        *("ConsistentEE", *PLAIN_CRITERIA, "COSEE", "truncation"),
         *("ConsistentEE, by confidence", "oracle"),
     ]
     for at, seed in enumerate((5, 6)):
         folder = output / f"seed-{seed}"
         ours = right(folder / "consistentee", splits["test"]).mean(dim=0)
         trunk = right(folder / "trunk", splits["test"]).mean(dim=0)
-        for name, layers in (("ConsistentEE", ours), ("confidence", trunk)):
+        cosee = right(folder / "cosee", splits["test"]).mean(dim=0)
+        for name, layers in (("ConsistentEE", ours), ("confidence", trunk), ("COSEE", cosee)):
             method = result["methods"][name]
             assert method["full_depth"]["values"][at] == pytest.approx(layers[-1].item())
             curve = result["curves"][at][name]

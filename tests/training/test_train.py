@@ -15,6 +15,7 @@ from support.letters import SETTINGS, STEPS, tokenizer
 from support.recorder import Recorder, moved, recorded
 from transformers import AutoModelForSequenceClassification
 
+from consistentee.training.consistent_weights import ConsistentWeights
 from consistentee.training.losses import Losses
 from consistentee.training.train import train, train_trunk
 from consistentee_ext import FastEarlyExitEncoder
@@ -164,6 +165,24 @@ def test_the_trunk_alone_sees_every_row_for_as_many_epochs(letters, tmp_path):
     assert "heads.0.classifier.bias" not in changed
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "two")
     assert len(model.heads) == 2
+
+
+def test_an_objective_in_place_of_phase_1s_sees_how_far_the_phase_is(letters, tmp_path):
+    seen = []
+
+    class Recorded(ConsistentWeights):
+        def weights(self, scores, progress):
+            seen.append(progress.item())
+            return super().weights(scores, progress)
+
+    with recorded() as phases:
+        log = train_trunk(*letters, tmp_path / "model", tokenizer(), SETTINGS, objective=Recorded())
+    steps = STEPS["joint"] * 2
+    assert seen == pytest.approx([step / steps for step in range(steps)])
+    assert log["run"]["settings"]["objective"]["decay"] == ConsistentWeights().decay
+    assert moved(phases[0]) == {"trunk", "classifiers"}
+    with pytest.raises(ValueError, match=r"^output: expected a folder of this run, .* settings$"):
+        train_trunk(*letters, tmp_path / "model", tokenizer(), SETTINGS)
 
 
 def test_regression(letters, tmp_path):

@@ -3,6 +3,8 @@
 - ``ConsistentEE``: `consistentee.training.train.train`, exits by its policies.
 - ``confidence``, ``entropy``, ``patience``, ``energy``: thresholds on one trunk trained on all rows
   (`train_trunk`), without policies and held-out rows.
+- ``COSEE``: thresholds on energy, on a trunk trained for it
+  (`consistentee.training.consistent_weights`).
 - ``truncation``: the first k layers, fine-tuned by themselves.
 - ``ConsistentEE, by confidence``: the weights of ConsistentEE with exits by confidence; the
   difference shows what the policies contribute.
@@ -44,6 +46,7 @@ from consistentee.measures.exit_scores import at_exit, exit_scores, leave_at
 from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEForSequenceClassification, ConsistentEEOutput
+from consistentee.training.consistent_weights import ConsistentWeights
 from consistentee.training.prepare import Prepared, prepare
 from consistentee.training.settings import ConfigFields, TrainingSettings
 from consistentee.training.train import train, train_trunk, without_policies
@@ -86,7 +89,7 @@ def compare(
         ``rows``, the number measured; ``seeds``; ``ratios``; ``num_layers``; ``methods``: for each,
         by name, ``accuracy`` (mean, standard deviation and the values of the seeds, at each ratio),
         ``area`` and ``full_depth``; ``operating_point``: test results at the threshold that gives
-        dev a layer ratio of `OPERATING_RATIO`; ``failure_auroc``: for each seed, of two methods,
+        dev a layer ratio of `OPERATING_RATIO`; ``failure_auroc``: for each seed, of three methods,
         how well each layer's score tells its right answers from wrong ones; ``curves``: for each
         seed, by method, the mean exit layers and the accuracies. Accuracies are in [0, 1].
 
@@ -205,6 +208,13 @@ def _one_seed(
     for name in PLAIN_CRITERIA:
         scores = exit_scores(name, of_base.exit_logits, of_base.policy_logits)
         curves[name] = threshold_curve(scores, base_correct)
+    own = folder / "cosee"
+    train_trunk(
+        backbone, *rows, own, data.tokenizer, settings, objective=ConsistentWeights(), **config
+    )
+    of_cosee, cosee_correct = _outputs_on(load_model(own), data.test, data)
+    energy = exit_scores("energy", of_cosee.exit_logits, of_cosee.policy_logits)
+    curves["COSEE"] = threshold_curve(energy, cosee_correct)
     curves["truncation"] = _truncation(backbone, data, folder, settings, curves["confidence"])
     confidence = exit_scores("confidence", of_ours.exit_logits, of_ours.policy_logits)
     curves["ConsistentEE, by confidence"] = threshold_curve(confidence, correct)
@@ -221,6 +231,7 @@ def _one_seed(
             "confidence": failure_auroc(
                 exit_scores("confidence", of_base.exit_logits, of_base.policy_logits), base_correct
             ),
+            "COSEE": failure_auroc(energy, cosee_correct),
         },
         "curves": {
             name: [list(curve.layers), list(curve.accuracy)] for name, curve in curves.items()
