@@ -132,19 +132,24 @@ def test_policies_of_cross_fitting_read_what_the_trunk_that_had_not_seen_a_row_s
 ):
     folds, trunk, policies = cross_fitted[:3], cross_fitted[3], cross_fitted[4]
     masks = fold_rows(letters.train["labels"], 3, SETTINGS.seed)
+    own: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
     for phase, mask in zip(folds, masks, strict=True):
         model = load(letters.backbone, phase)
         for row in np.flatnonzero(mask)[:4].tolist():
             with torch.no_grad():
                 output = model.eval()(input_ids=torch.tensor([letters.train[row]["input_ids"]]))
-            # Calibrated: each layer's logits are divided by one temperature.
-            ratio = output.exit_logits[0] / policies.train_dataset[row]["exit_logits"]
-            torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=0)
+            own.append(output.exit_logits[0])
+            found.append(policies.train_dataset[row]["exit_logits"])
         rows, seen = (letters.train.select(np.flatnonzero(m)) for m in (mask, ~mask))
         states = [states_of(letters.backbone, phase, part) for part in (rows, seen)]
         expected = mapped(*states, states_of(letters.backbone, trunk, seen))
-        found = torch.stack([policies.train_dataset[row]["states"] for row in np.flatnonzero(mask)])
-        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
+        aligned = [policies.train_dataset[row]["states"] for row in np.flatnonzero(mask)]
+        torch.testing.assert_close(torch.stack(aligned), expected, atol=1e-4, rtol=1e-3)
+    # Calibrated: one temperature a layer, and one bias a class, of the rows of all folds.
+    for before, after in zip(torch.stack(own, 1), torch.stack(found, 1), strict=True):
+        ratios = after.diff(dim=0) / before.diff(dim=0)
+        torch.testing.assert_close(ratios, ratios[:1, :1].expand_as(ratios), rtol=1e-3, atol=0)
 
 
 def test_policies_read_states_where_rows_are_enough(letters, tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ def test_policies_learn_on_one_thread(phases):
         assert phase.threads == ({1} if phase.phase.startswith("policies") else {threads})
 
 
-def same_but_for_temperature(after: Recorder, before: Recorder) -> bool:
+def same_but_for_calibration(after: Recorder, before: Recorder) -> bool:
     """Whether a phase goes on from another's trunk, whose classifiers were calibrated between."""
     kept = {n: p for n, p in before.before.items() if ".policy." not in n}
     return all(torch.equal(p, after.after[n]) for n, p in kept.items() if ".classifier." not in n)
@@ -73,8 +73,8 @@ def same_but_for_temperature(after: Recorder, before: Recorder) -> bool:
 def test_each_trunk_goes_on_from_where_it_was(phases):
     held_out, trunk, policies, joint_held_out, joint, _ = phases
     assert all(torch.equal(p, trunk.before[n]) for n, p in held_out.before.items())
-    assert same_but_for_temperature(held_out, joint_held_out)
-    assert same_but_for_temperature(trunk, joint)
+    assert same_but_for_calibration(held_out, joint_held_out)
+    assert same_but_for_calibration(trunk, joint)
     for name in policies.after:
         if ".policy." in name:
             assert torch.equal(policies.after[name], joint.after[name])

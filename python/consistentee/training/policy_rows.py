@@ -19,7 +19,7 @@ from consistentee.measures.hardness import correct_layers
 from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.alignment import fit_alignment
-from consistentee.training.temperature import apply_temperatures, best_temperatures
+from consistentee.training.scaling import fit_scaling
 from consistentee.training.trunks import Trunk, TrunkWeights
 
 MAX_ALIGNMENT_ROWS = 8192  # plenty for H x H numbers, and states [N, L, H] must fit in memory
@@ -122,19 +122,19 @@ class PolicyRows:
         return replace(unseen, states=alignment(unseen.states))
 
     def calibrate(self, outputs: RowOutputs) -> RowOutputs:
-        """Apply the temperatures that fit `outputs` to the classifiers of every trunk.
+        """Apply the scaling that fits `outputs` to the classifiers of every trunk.
 
-        Returns `outputs` with its logits divided by them. Leaves the model with the weights of the
-        last trunk. In regression nothing is calibrated.
+        Returns `outputs` with its logits scaled. Leaves the model with the weights of the last
+        trunk. In regression nothing is calibrated.
         """
         if self.model.config.regression:
             return outputs
-        temperatures = best_temperatures(outputs.exit_logits, self.labels[outputs.rows])
+        scaling = fit_scaling(outputs.exit_logits, self.labels[outputs.rows])
         for trunk in self.trunks:
             self.weights.load(trunk)
-            apply_temperatures(self.model.heads, temperatures)
+            scaling.apply_to(self.model.heads)
             self.weights.store(trunk)
-        return replace(outputs, exit_logits=outputs.exit_logits / temperatures[:, None])
+        return replace(outputs, exit_logits=scaling(outputs.exit_logits))
 
     def correct(self, outputs: RowOutputs) -> Tensor:
         """Where each layer's answer to each training row is right: ``[N, L]`` bool.
