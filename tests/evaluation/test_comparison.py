@@ -69,7 +69,7 @@ def test_every_method_is_measured_on_the_test_rows(run, splits):
     assert result["rows"] == 40
     assert result["seeds"] == [5, 6]
     assert list(result["methods"]) == [
-        *("ConsistentEE", *PLAIN_CRITERIA, "COSEE", "truncation"),
+        *("ConsistentEE", *PLAIN_CRITERIA, "COSEE", "COSEE, by confidence", "truncation"),
         *("ConsistentEE, by confidence", "oracle"),
     ]
     for at, seed in enumerate((5, 6)):

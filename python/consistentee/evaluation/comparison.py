@@ -4,7 +4,7 @@
 - ``confidence``, ``entropy``, ``patience``, ``energy``: thresholds on one trunk trained on all rows
   (`train_trunk`), without policies and held-out rows.
 - ``COSEE``: thresholds on energy, on a trunk trained for it
-  (`consistentee.training.consistent_weights`).
+  (`consistentee.training.consistent_weights`); and by confidence on the same trunk.
 - ``truncation``: the first k layers, fine-tuned by themselves.
 - ``ConsistentEE, by confidence``: the weights of ConsistentEE with exits by confidence; the
   difference shows what the policies contribute.
@@ -213,8 +213,12 @@ def _one_seed(
         backbone, *rows, own, data.tokenizer, settings, objective=ConsistentWeights(), **config
     )
     of_cosee, cosee_correct = _outputs_on(load_model(own), data.test, data)
-    energy = exit_scores("energy", of_cosee.exit_logits, of_cosee.policy_logits)
+    energy, sure = (
+        exit_scores(name, of_cosee.exit_logits, of_cosee.policy_logits)
+        for name in ("energy", "confidence")
+    )
     curves["COSEE"] = threshold_curve(energy, cosee_correct)
+    curves["COSEE, by confidence"] = threshold_curve(sure, cosee_correct)
     curves["truncation"] = _truncation(backbone, data, folder, settings, curves["confidence"])
     confidence = exit_scores("confidence", of_ours.exit_logits, of_ours.policy_logits)
     curves["ConsistentEE, by confidence"] = threshold_curve(confidence, correct)
