@@ -29,10 +29,12 @@ def run_exit_layer(
     Returns the survivors, in `room` where the caller has some, with room for all rows.
     """
     weight, bias, eps = block.mlp_norm
-    if block.norm_first or bias is None or not exit_.is_plain:
+    is_plain = not block.norm_first and block.convolution is None and bias is not None
+    if not (is_plain and exit_.is_plain):
         out = block(batch, ops, max_length)
         hidden, product = out.hidden, exit_.product(out, ops, _pool, firsts)
     else:
+        assert bias is not None
         assert exit_.pooler is not None
         out, hidden = block.before_last_norm(batch, ops, max_length)
         pooled = ops.add_norm_pool(

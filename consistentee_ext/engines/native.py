@@ -28,9 +28,11 @@ class NativeEngine(Engine):
 
     @staticmethod
     def takes(stack: Stack, exits: Exits) -> bool:
-        """Whether every product is prepacked for oneDNN: with an activation that it does not know
-        none is.
+        """Whether no block has a convolution, and every product is prepacked for oneDNN: with an
+        activation that it does not know none is.
         """
+        if any(block.convolution is not None for block in stack.blocks):
+            return False
         linears = [linear for block in stack.blocks for linear in block.linears]
         linears += [exit_.pooler for exit_ in exits.by_layer.values() if exit_.pooler is not None]
         linears += [stack.embedding.product] if stack.embedding.product is not None else []

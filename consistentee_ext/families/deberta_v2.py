@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from transformers.models.deberta_v2.modeling_deberta_v2 import build_relative_po
 
 from consistentee_ext.families.bert import block_around
 from consistentee_ext.families.reader import ClassifierHead, Reader
-from consistentee_ext.layers import Block, Embedding, Stack
+from consistentee_ext.layers import Block, Convolution, Embedding, Stack
 from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
 
 LAST_NORM: str | None = None
@@ -20,11 +21,9 @@ def read_stack(model: Any, reader: Reader) -> Stack:
     """A `DebertaV2Model`.
 
     Raises:
-        ValueError: it has a convolution.
+        ValueError: it has a convolution of groups, or of an even number of tokens.
     """
     encoder, config = model.encoder, reader.config
-    if encoder.conv is not None:
-        raise ValueError("model: expected conv_kernel_size 0, got a DeBERTa with a convolution")
     table = encoder.get_rel_embedding()  # normed, where the model does that
 
     def read_block(reader: Reader, layer: Any) -> Block:
@@ -40,7 +39,23 @@ def read_stack(model: Any, reader: Reader) -> Stack:
         return block_around(products, reader, layer)
 
     embedding = read_embedding(model.embeddings, reader)
-    return Stack(embedding, reader.blocks(encoder.layer, read_block))
+    first, *others = reader.blocks(encoder.layer, read_block)
+    if encoder.conv is not None:
+        first = replace(first, convolution=_convolution(encoder.conv, reader))
+    return Stack(embedding, (first, *others))
+
+
+def _convolution(module: Any, reader: Reader) -> Convolution:
+    conv = module.conv
+    (width,) = conv.kernel_size
+    if conv.groups != 1 or width % 2 == 0:
+        raise ValueError(
+            "model: expected a convolution of an odd number of tokens in one group, "
+            f"got {width} in {conv.groups}"
+        )
+    weight = conv.weight.permute(0, 2, 1).flatten(1)  # neighbours side by side
+    product = reader.product((weight, conv.bias), activation=module.conv_act)
+    return Convolution(product, reader.norm(module.LayerNorm))
 
 
 def read_embedding(embeddings: Any, reader: Reader) -> Embedding:

@@ -2,8 +2,9 @@
 
 from consistentee_ext.layers.attention import Attention
 from consistentee_ext.layers.block import Block
+from consistentee_ext.layers.convolution import Convolution
 from consistentee_ext.layers.embedding import Embedding
 from consistentee_ext.layers.mlp import Mlp
 from consistentee_ext.layers.stack import Stack
 
-__all__ = ["Attention", "Block", "Embedding", "Mlp", "Stack"]
+__all__ = ["Attention", "Block", "Convolution", "Embedding", "Mlp", "Stack"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from consistentee_ext.layers.attention import Attention
+from consistentee_ext.layers.convolution import Convolution
 from consistentee_ext.layers.mlp import Mlp
 from consistentee_ext.ops import LayerOps
 from consistentee_ext.ops.norm import norm
@@ -20,7 +21,7 @@ class Block:
 
     With `norm_first`: ``x = x + attention(attention_norm(x))``, then ``x = x + mlp(mlp_norm(x))``;
     there `attention_norm` may be None, for none, and what is added may have a norm of its own,
-    `attention_out_norm` and `mlp_out_norm`.
+    `attention_out_norm` and `mlp_out_norm`. Without it a `convolution` may follow.
     """
 
     attention: Attention
@@ -30,12 +31,15 @@ class Block:
     norm_first: bool = False
     attention_out_norm: NormWeights | None = None
     mlp_out_norm: NormWeights | None = None
+    convolution: Convolution | None = None
 
     @property
     def linears(self) -> list[LinearWeights]:
         """Every product of the block."""
         attention, mlp = self.attention, self.mlp
         own = [attention.query, attention.key_value, attention.out, mlp.up, mlp.down, mlp.gate]
+        if self.convolution is not None:
+            own.append(self.convolution.product)
         return [linear for linear in own if linear is not None]
 
     def __call__(
@@ -48,7 +52,12 @@ class Block:
         if self.norm_first:
             return self._norm_first(batch, ops, max_length)
         out, added = self.before_last_norm(batch, ops, max_length)
-        return out._replace(hidden=ops.add_norm(added, out.hidden, *self.mlp_norm))
+        hidden = ops.add_norm(added, out.hidden, *self.mlp_norm)
+        if self.convolution is not None:
+            product = batch._replace(hidden=self.convolution.convolve(batch, ops))
+            added = self.attention.queried(product).hidden
+            hidden = ops.add_norm(added, hidden, *self.convolution.norm)
+        return out._replace(hidden=hidden)
 
     def _norm_first(self, batch: PackedBatch, ops: LayerOps, max_length: int | None) -> PackedBatch:
         normed = batch._replace(hidden=_norm(batch.hidden, self.attention_norm))

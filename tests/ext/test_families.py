@@ -70,8 +70,8 @@ def test_logits_are_the_hugging_face_models(case: str, backend: str) -> None:
     encoder = FastEarlyExitEncoder(model, backend=backend)
     found = encoder(**batch).logits
     assert (found - expected).abs().max() <= tolerance(case) * expected.abs().max()
-    if backend == "cpu":
-        assert isinstance(encoder._engine, NativeEngine)
+    if backend == "cpu":  # a convolution is plain PyTorch
+        assert isinstance(encoder._engine, NativeEngine) != ("convolution" in case)
 
 
 @each_case

@@ -65,6 +65,11 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "deberta-v2",
         DEBERTA | {"pos_att_type": ["c2p"], "norm_rel_ebd": "none", "position_biased_input": True},
     ),
+    "deberta-v2 with a convolution": ("deberta-v2", DEBERTA | {"conv_kernel_size": 3}),
+    "deberta-v2 with a wide convolution": (
+        "deberta-v2",
+        DEBERTA | {"conv_kernel_size": 5, "conv_act": "gelu", "num_hidden_layers": 2},
+    ),
     "deberta-v2, narrow": ("deberta-v2", DEBERTA | {"embedding_size": 16}),
     "distilbert": ("distilbert", {"activation": "gelu"}),
     "distilbert with sinusoids": ("distilbert", {"sinusoidal_pos_embds": True}),
