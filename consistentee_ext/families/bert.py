@@ -42,11 +42,16 @@ def block_around(attention: Attention, reader: Reader, layer: Any) -> Block:
     return Block(
         attention=attention,
         attention_norm=reader.norm(layer.attention.output.LayerNorm),
-        mlp=Mlp(
-            up=reader.linear(layer.intermediate.dense, activation=reader.config.hidden_act),
-            down=reader.linear(layer.output.dense),
-        ),
+        mlp=read_mlp(reader, layer),
         mlp_norm=reader.norm(layer.output.LayerNorm),
+    )
+
+
+def read_mlp(reader: Reader, layer: Any) -> Mlp:
+    """The MLP of a layer that has BERT's modules for it."""
+    return Mlp(
+        up=reader.linear(layer.intermediate.dense, activation=reader.config.hidden_act),
+        down=reader.linear(layer.output.dense),
     )
 
 

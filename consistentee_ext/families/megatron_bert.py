@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from consistentee_ext.families.bert import read_head
+from consistentee_ext.families.bert import read_head, read_mlp
 from consistentee_ext.families.reader import Reader
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Block, Stack
 
 __all__ = ["LAST_NORM", "read_head", "read_prenorm_block", "read_stack"]
 
@@ -35,20 +35,17 @@ def read_prenorm_block(
     reader: Reader, layer: Any, attention_norm: nn.LayerNorm, mlp_norm: nn.LayerNorm
 ) -> Block:
     """A layer with BERT's products whose norms come first."""
-    attention, config = layer.attention.self, reader.config
+    attention = layer.attention.self
     return Block(
         attention=reader.attention(
             attention.query,
             attention.key,
             attention.value,
             layer.attention.output.dense,
-            config.num_attention_heads,
+            reader.config.num_attention_heads,
         ),
         attention_norm=reader.norm(attention_norm),
-        mlp=Mlp(
-            up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
-            down=reader.linear(layer.output.dense),
-        ),
+        mlp=read_mlp(reader, layer),
         mlp_norm=reader.norm(mlp_norm),
         norm_first=True,
     )

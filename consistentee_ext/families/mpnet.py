@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from consistentee_ext.families.bert import read_mlp
 from consistentee_ext.families.reader import ClassifierHead, Reader
-from consistentee_ext.layers import Block, Mlp, Stack
+from consistentee_ext.layers import Block, Stack
 from consistentee_ext.weights import AttentionForm
 
 LAST_NORM: str | None = None
@@ -39,10 +40,7 @@ def read_stack(model: Any, reader: Reader) -> Stack:
                 attention.q, attention.k, attention.v, attention.o, heads, form
             ),
             attention_norm=reader.norm(layer.attention.LayerNorm),
-            mlp=Mlp(
-                up=reader.linear(layer.intermediate.dense, activation=config.hidden_act),
-                down=reader.linear(layer.output.dense),
-            ),
+            mlp=read_mlp(reader, layer),
             mlp_norm=reader.norm(layer.output.LayerNorm),
         )
 
