@@ -6,13 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from consistentee_ext.families.bert import block_around
-from consistentee_ext.families.deberta_v2 import LAST_NORM, read_embedding, read_head
+from consistentee_ext.families.deberta_v2 import (
+    LAST_NORM,
+    read_embedding,
+    read_head,
+    relative_terms,
+)
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.layers import Block, Stack
-from consistentee_ext.weights import BUCKETS, AttentionForm, RelativeTerms
+from consistentee_ext.weights import AttentionForm
 
 __all__ = ["LAST_NORM", "read_head", "read_stack"]
 
@@ -49,20 +53,14 @@ def _by_heads(attention: Any) -> tuple[tuple[Tensor, Tensor | None], ...]:
     return (query, attention.q_bias), (key, None), (value, attention.v_bias)
 
 
-@torch.no_grad()
 def _form(reader: Reader, attention: Any, table: Tensor | None) -> AttentionForm:
     kinds = attention.pos_att_type
     scale = (attention.attention_head_size * (1 + len(kinds))) ** -0.5
     if table is None:
         return AttentionForm(scale=scale)
+    keys = attention.pos_proj if "c2p" in kinds else None
+    queries = attention.pos_q_proj if "p2c" in kinds else None
     span, longest = attention.max_relative_positions, reader.config.max_position_embeddings
-    used, heads = pad(table, (0, 0, 0, -2 * span % BUCKETS)), attention.num_attention_heads
-    keys = queries = None
-    if "c2p" in kinds:
-        keys = reader.exact(attention.pos_proj(used).unflatten(-1, (heads, -1)).permute(1, 0, 2))
-    if "p2c" in kinds:
-        terms = attention.pos_q_proj(used).unflatten(-1, (heads, -1))
-        queries = reader.exact(terms.permute(1, 2, 0))
-    distance = torch.arange(1 - longest, longest, device=reader.device)
-    buckets = (distance + span).clamp(0, 2 * span - 1).int()
-    return AttentionForm(scale=scale, relative=RelativeTerms(keys, queries, buckets))
+    distance = torch.arange(1 - longest, longest)
+    terms = relative_terms(reader, table, keys, queries, span, distance)
+    return AttentionForm(scale=scale, relative=terms)

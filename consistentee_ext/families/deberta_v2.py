@@ -73,7 +73,6 @@ def read_embedding(embeddings: Any, reader: Reader) -> Embedding:
     )
 
 
-@torch.no_grad()
 def _form(reader: Reader, attention: Any, table: torch.Tensor | None) -> AttentionForm:
     kinds = attention.pos_att_type
     scale = (attention.attention_head_size * (1 + ("c2p" in kinds) + ("p2c" in kinds))) ** -0.5
@@ -81,21 +80,44 @@ def _form(reader: Reader, attention: Any, table: torch.Tensor | None) -> Attenti
         return AttentionForm(scale=scale)
     span = attention.pos_ebd_size
     shared = "" if attention.share_att_key else "pos_"
-    keys = getattr(attention, f"{shared}key_proj", None)
-    queries = getattr(attention, f"{shared}query_proj", None)
-
-    def project(linear: nn.Linear | None, kind: str) -> torch.Tensor | None:
-        if kind not in kinds or linear is None:
-            return None
-        used = torch.nn.functional.pad(table[: 2 * span], (0, 0, 0, -2 * span % BUCKETS))
-        heads = linear(used).unflatten(-1, (attention.num_attention_heads, -1))
-        return reader.exact(heads.permute(1, 0, 2) if kind == "c2p" else heads.permute(1, 2, 0))
-
-    longest = reader.config.max_position_embeddings
-    buckets = (_buckets(attention, longest) + span).clamp(0, 2 * span - 1)
-    buckets = buckets.int().to(reader.device)
-    terms = RelativeTerms(project(keys, "c2p"), project(queries, "p2c"), buckets)
+    keys = getattr(attention, f"{shared}key_proj", None) if "c2p" in kinds else None
+    queries = getattr(attention, f"{shared}query_proj", None) if "p2c" in kinds else None
+    distance = _buckets(attention, reader.config.max_position_embeddings)
+    terms = relative_terms(reader, table, keys, queries, span, distance)
     return AttentionForm(scale=scale, relative=terms)
+
+
+@torch.no_grad()
+def relative_terms(
+    reader: Reader,
+    table: torch.Tensor,
+    keys: nn.Linear | None,
+    queries: nn.Linear | None,
+    span: int,
+    distance: torch.Tensor,
+) -> RelativeTerms:
+    """The terms of an attention's heads, from what its products make of the table of distances.
+
+    Args:
+        reader: of the model.
+        table: ``[2 span, H]`` or more rows.
+        keys: the product that content is compared with, where there is that term.
+        queries: the product that is compared with content.
+        span: distances, or their buckets, from -span to span - 1 have entries of their own.
+        distance: of each distance from ``1 - longest`` on, or its bucket.
+    """
+    used = torch.nn.functional.pad(table[: 2 * span], (0, 0, 0, -2 * span % BUCKETS))
+
+    def by_heads(linear: nn.Linear) -> torch.Tensor:
+        product: torch.Tensor = linear(used)
+        return product.unflatten(-1, (reader.config.num_attention_heads, -1))
+
+    entries = (distance + span).clamp(0, 2 * span - 1).int().to(reader.device)
+    return RelativeTerms(
+        None if keys is None else reader.exact(by_heads(keys).permute(1, 0, 2)),
+        None if queries is None else reader.exact(by_heads(queries).permute(1, 2, 0)),
+        entries,
+    )
 
 
 def _buckets(attention: Any, longest: int) -> torch.Tensor:
