@@ -109,8 +109,8 @@ def relative_terms(
     used = torch.nn.functional.pad(table[: 2 * span], (0, 0, 0, -2 * span % BUCKETS))
 
     def by_heads(linear: nn.Linear) -> torch.Tensor:
-        product: torch.Tensor = linear(used)
-        return product.unflatten(-1, (reader.config.num_attention_heads, -1))
+        heads: torch.Tensor = linear(used).unflatten(-1, (reader.config.num_attention_heads, -1))
+        return heads
 
     entries = (distance + span).clamp(0, 2 * span - 1).int().to(reader.device)
     return RelativeTerms(
