@@ -126,7 +126,10 @@ class PassGraphs:
     def _run(self, inputs: PackedInputs, exits: Exits, eager: bool) -> ExitResults:
         stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         count = len(inputs.row_ids)
-        rows, longest = row_size(count), length_size(inputs.max_length)
+        rows = row_size(count)
+        # Tables by a token's place, of rotations say, may end before the next size.
+        most = self._stack.embedding.limits.max_length
+        longest = max(inputs.max_length, min(length_size(inputs.max_length), most))
         # An absent row has a first token, too, which must lie in the batch.
         tokens = token_size(len(inputs.ids) + (rows > count))
         room = self._enter(tokens, rows, stream)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import Device
+from support.family_cases import classifier
 from support.models import pack, random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
@@ -107,6 +108,22 @@ def test_any_number_of_rows_and_tokens(recorder: Recorder, rows: int) -> None:
     full = random_batch([32] * rows, seed=1)
     for _ in range(3):
         assert_same(encoder, plain, full)
+
+
+def test_rows_as_long_as_tables_by_place(recorder: Recorder) -> None:
+    """Of 40 places, fewer than the size that graphs have for such rows; and of rows that are longer
+    than the positions, which the caller gives."""
+    rotated, plain = classifier("roformer"), tiny_model(max_position_embeddings=16)
+    positions = torch.arange(24)[None] // 2
+    longer = random_batch([24, 9]) | {"position_ids": positions}
+    within = {"input_ids": torch.randint(4, 60, (2, 40))}
+    for model, batch in ((rotated, within), (plain, longer)):
+        encoder, expected = (FastEarlyExitEncoder(model, backend="torch") for _ in range(2))
+        stack, exits = encoder._engine.stack, encoder._engine.exits
+        graphs = PassGraphs(stack, exits, Device(), lambda: recorder)
+        encoder._engine = DeviceEngine(stack, exits, Device(), "lagged", graphs)
+        for _ in range(2):
+            assert_same(encoder, expected, batch)
 
 
 def test_exits_at_some_layers(recorder: Recorder) -> None:
