@@ -185,7 +185,7 @@ class PassGraphs:
         """Inputs and thresholds to the device; the host waits for nothing."""
         size = Inputs.bytes(tokens, rows)
         flat = torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu)
-        fill(flat, inputs, tokens, rows)
+        fill(flat, inputs, exits.first_lengths(inputs), tokens, rows)
         room.inputs[:size].copy_(flat, non_blocking=self._on_gpu)
         if self._thresholds_of is not exits:
             self._thresholds.copy_(exits.thresholds(1))
@@ -206,11 +206,11 @@ class PassGraphs:
         """All that a graph holds."""
         ops, layers = self._ops, self._exits.layers
         results = results_within(room.results, room.rows, rows)
+        inputs = Inputs.within(room.inputs, tokens, rows, torch.int64, torch.int32)
         first, last = 0 if number == 1 else layers[number - 2], layers[number - 1]
         if number == 1:
             results.labels.fill_(-1)
             results.streaks.zero_()
-            inputs = Inputs.within(room.inputs, tokens, rows, torch.int64, torch.int32)
             hidden = self._stack.embedding(inputs.ids, inputs.types, inputs.positions, ops)
             batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
         else:
@@ -230,4 +230,5 @@ class PassGraphs:
             room.tickets,
             self._totals[number - 1],
             room.batch(number, tokens, rows),
+            firsts=inputs.first_lengths,
         )
