@@ -42,11 +42,6 @@ inline int64_t count_rows(const Tensor& offsets, const char* name) {
   return offsets.size(0) - 1;
 }
 
-inline bool is_mean_pooling(const std::string& pooling) {
-  if (pooling != "mean" && pooling != "cls") fail("pooling: expected cls or mean, got " + pooling);
-  return pooling == "mean";
-}
-
 // Hidden and residual [T, H], weight and bias [H], of one dtype.
 inline void check_norm(
     const Tensor& hidden,

@@ -57,12 +57,14 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "add_norm_(Tensor(a!) hidden, Tensor residual, *, Tensor weight, Tensor bias, float eps)"
       " -> ()");
 
-  // The same where an exit follows: returns the rows' pooling [B, H] as well, the mean of their
-  // tokens or the first. No row has more than max_length tokens. Tickets [B] int32 are 0 before and
-  // after.
+  // The same where an exit follows: returns the rows' pooling as well, the mean of their tokens or the
+  // first [B, H], or the comparison (u, v, |u - v|, u * v) [B, 4H] of the means of their two texts:
+  // of pairs alone row_ids [B] int64 and first_lengths [N] int32 are read. No row has more than
+  // max_length tokens. Tickets [B] int32 are 0 before and after.
   m.def(
       "add_norm_pool_(Tensor(a!) hidden, Tensor residual, *, Tensor weight, Tensor bias, float eps,"
-      " Tensor cu_seqlens, int max_length, str pooling, Tensor(b!) tickets) -> Tensor");
+      " Tensor cu_seqlens, int max_length, str pooling, Tensor(b!) tickets, Tensor? row_ids=None,"
+      " Tensor? first_lengths=None) -> Tensor");
 
   // hidden [T, H], cu_seqlens [B+1] int32 -> [B, H]: the mean of each row's tokens.
   m.def("mean_pool(Tensor hidden, Tensor cu_seqlens) -> Tensor");

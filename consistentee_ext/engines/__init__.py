@@ -23,8 +23,7 @@ def choose_engine(stack: Stack, exits: Exits, backend: str, sync: str) -> Engine
         ops = load_device_ops(backend)
         device = stack.embedding.words.device
         graphs = None
-        # Not on the CPU of an interpreter. Graphs hold no lengths of texts.
-        if device.type == "cuda" and exits.separator_id is None:
+        if device.type == "cuda":  # not on the CPU of an interpreter
             graphs = PassGraphs(stack, exits, ops, partial(Recorder, device))
         return DeviceEngine(stack, exits, ops, sync, graphs)
     if backend == "cpu" and NativeEngine.takes(stack, exits):

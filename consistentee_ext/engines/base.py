@@ -11,7 +11,6 @@ from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Stack
 from consistentee_ext.packed import ExitResults, PackedBatch
-from consistentee_ext.segments import first_lengths
 
 
 class Engine(ABC):
@@ -29,12 +28,6 @@ class Engine(ABC):
     @abstractmethod
     def with_exits(self, exits: Exits) -> Engine:
         """An engine of the same stack with these exits."""
-
-    def first_lengths(self, inputs: PackedInputs) -> Tensor | None:
-        """How long the first text of each row is, ``[N]`` int32; None where no exit compares."""
-        if self.exits.separator_id is None:
-            return None
-        return first_lengths(inputs, self.exits.separator_id)
 
     def classify(self, inputs: PackedInputs) -> ExitResults:
         """A whole pass; the results are the caller's.
@@ -68,6 +61,6 @@ class Engine(ABC):
             first: from 0.
             last: more than `first`, at most L.
             results: of the N rows, written in place.
-            firsts: what `first_lengths` gave of the inputs, where `first` is not 0 and exits
+            firsts: what `Exits.first_lengths` gave of the inputs, where `first` is not 0 and exits
                 compare the two texts of a row.
         """

@@ -101,9 +101,7 @@ class DeviceEngine(Engine):
                         target.index_copy_(0, rows, source)
                     return self._none_left
             max_length = batch.max_length  # read while the offsets are on the host
-            firsts = self.first_lengths(batch)
-            if firsts is not None:
-                firsts = firsts.to(results.logits.device)
+            firsts = self.exits.first_lengths(batch)
             batch = batch.to(results.logits.device)
             hidden = self.stack.embedding(batch.ids, batch.types, batch.positions, self._ops)
             batch = PackedBatch(hidden, batch.cu_seqlens, batch.row_ids)
@@ -111,8 +109,12 @@ class DeviceEngine(Engine):
             max_length = int(batch.cu_seqlens.diff().max()) if len(batch.row_ids) else 0
         if not len(batch.row_ids):
             return batch
+        device = batch.hidden.device
+        if firsts is not None and firsts.device != device:
+            # From pinned memory, so that the host does not wait.
+            firsts = firsts.pin_memory().to(device, non_blocking=True)
         exits = self.exits
-        with closing(Counts(len(exits.layers), batch.hidden.device, used=exits)) as counts:
+        with closing(Counts(len(exits.layers), device, used=exits)) as counts:
             return self._run(batch, first, last, max_length, results, firsts, counts)
 
     def _run(

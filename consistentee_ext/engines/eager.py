@@ -35,7 +35,7 @@ class EagerEngine(Engine):
     ) -> PackedBatch:
         ops = self._ops
         if isinstance(batch, PackedInputs):
-            firsts = self.first_lengths(batch)
+            firsts = self.exits.first_lengths(batch)
             hidden = self.stack.embedding(batch.ids, batch.types, batch.positions, ops)
             batch = PackedBatch(hidden, batch.cu_seqlens, batch.row_ids)
         decisions = self.exits.decisions(len(results.logits))

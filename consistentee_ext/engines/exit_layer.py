@@ -47,6 +47,8 @@ def run_exit_layer(
             1 if block.attention.one_query else max_length,
             exit_.pooling,
             tickets,
+            out.row_ids,
+            firsts,
         )
         product = ops.linear(pooled, exit_.pooler)
         out = out._replace(hidden=hidden)

@@ -126,7 +126,10 @@ class PassGraphs:
     def _run(self, inputs: PackedInputs, exits: Exits, eager: bool) -> ExitResults:
         stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         count = len(inputs.row_ids)
-        rows, longest = row_size(count), length_size(inputs.max_length)
+        rows = row_size(count)
+        # Tables by a token's place, of rotations say, may end before the next size.
+        most = self._stack.embedding.limits.max_length
+        longest = max(inputs.max_length, min(length_size(inputs.max_length), most))
         # An absent row has a first token, too, which must lie in the batch.
         tokens = token_size(len(inputs.ids) + (rows > count))
         room = self._enter(tokens, rows, stream)
@@ -182,7 +185,7 @@ class PassGraphs:
         """Inputs and thresholds to the device; the host waits for nothing."""
         size = Inputs.bytes(tokens, rows)
         flat = torch.empty(size, dtype=torch.uint8, pin_memory=self._on_gpu)
-        fill(flat, inputs, tokens, rows)
+        fill(flat, inputs, exits.first_lengths(inputs), tokens, rows)
         room.inputs[:size].copy_(flat, non_blocking=self._on_gpu)
         if self._thresholds_of is not exits:
             self._thresholds.copy_(exits.thresholds(1))
@@ -203,11 +206,11 @@ class PassGraphs:
         """All that a graph holds."""
         ops, layers = self._ops, self._exits.layers
         results = results_within(room.results, room.rows, rows)
+        inputs = Inputs.within(room.inputs, tokens, rows, torch.int64, torch.int32)
         first, last = 0 if number == 1 else layers[number - 2], layers[number - 1]
         if number == 1:
             results.labels.fill_(-1)
             results.streaks.zero_()
-            inputs = Inputs.within(room.inputs, tokens, rows, torch.int64, torch.int32)
             hidden = self._stack.embedding(inputs.ids, inputs.types, inputs.positions, ops)
             batch = PackedBatch(hidden, inputs.cu_seqlens, inputs.row_ids)
         else:
@@ -227,4 +230,5 @@ class PassGraphs:
             room.tickets,
             self._totals[number - 1],
             room.batch(number, tokens, rows),
+            firsts=inputs.first_lengths,
         )

@@ -53,7 +53,7 @@ class NativeEngine(Engine):
         firsts: Tensor | None = None,
     ) -> PackedBatch:
         if self.exits.separator_id is not None and isinstance(batch, PackedInputs):
-            firsts = self.first_lengths(batch)
+            firsts = self.exits.first_lengths(batch)
         survivors = torch.ops.consistentee.engine_advance.default(
             self._number.value,
             first,

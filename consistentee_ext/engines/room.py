@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,33 +41,39 @@ def _round_up(number: int, bits: int) -> int:
 
 class Inputs(NamedTuple):
     """`PackedInputs` of a fixed size, in bytes one after the other: ``row_ids`` are -1 behind the
-    last row. The offsets come last, as their 4-byte integers would leave what follows misaligned.
+    last row. ``first_lengths`` are those of the rows' first texts, where exits compare two.
+
+    What is of rows comes first: later exits read it, when the tokens have become fewer. The lengths
+    have one entry more than there are rows, so that what follows is aligned.
     """
 
+    row_ids: Any
+    cu_seqlens: Any
+    first_lengths: Any
     ids: Any
     types: Any
     positions: Any
-    row_ids: Any
-    cu_seqlens: Any
 
     @staticmethod
     def bytes(tokens: int, rows: int) -> int:
-        """Of all five."""
-        return 24 * tokens + 8 * rows + 4 * (rows + 1)
+        """Of all six."""
+        return 8 * rows + 2 * 4 * (rows + 1) + 24 * tokens
 
     @classmethod
     def within(cls, flat: Any, tokens: int, rows: int, wide: Any, narrow: Any) -> Inputs:
-        """The five as views of these bytes, a tensor's or an array's, by its own 8 and 4-byte
+        """The six as views of these bytes, a tensor's or an array's, by its own 8 and 4-byte
         integers.
         """
-        places = [8 * tokens, 16 * tokens, 24 * tokens, 24 * tokens + 8 * rows]
-        parts = [flat[i:j] for i, j in pairwise([0, *places, cls.bytes(tokens, rows)])]
-        ids, types, positions, row_ids = (part.view(wide) for part in parts[:4])
-        return cls(ids, types, positions, row_ids, parts[4].view(narrow))
+        sizes = [8 * rows, *[4 * (rows + 1)] * 2, *[8 * tokens] * 3]
+        parts = [flat[i:j] for i, j in pairwise(accumulate(sizes, initial=0))]
+        types = (wide, narrow, narrow, wide, wide, wide)
+        return cls(*(part.view(type_) for part, type_ in zip(parts, types, strict=True)))
 
 
-def fill(flat: Tensor, inputs: PackedInputs, tokens: int, rows: int) -> None:
-    """Write `inputs` as `Inputs` of `tokens` and `rows` into bytes of the host."""
+def fill(flat: Tensor, inputs: PackedInputs, firsts: Tensor | None, tokens: int, rows: int) -> None:
+    """Write `inputs` and, where exits compare two texts, the first ones' lengths, as `Inputs` of
+    `tokens` and `rows` into bytes of the host.
+    """
     there, count = len(inputs.ids), len(inputs.row_ids)
     target = Inputs.within(flat.numpy(), tokens, rows, np.int64, np.int32)
     for name in ("ids", "types", "positions"):
@@ -78,6 +84,9 @@ def fill(flat: Tensor, inputs: PackedInputs, tokens: int, rows: int) -> None:
     target.row_ids[count:] = -1
     target.cu_seqlens[: count + 1] = inputs.cu_seqlens.numpy()
     target.cu_seqlens[count + 1 :] = there
+    target.first_lengths[:] = 0
+    if firsts is not None:
+        target.first_lengths[:count] = firsts.numpy()
 
 
 def results_within(flat: Tensor, room: int, rows: int) -> ExitResults:

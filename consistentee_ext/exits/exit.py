@@ -71,7 +71,7 @@ class Exit:
         """Whether it is pooling and a product alone, as of BERT's kin."""
         extra = self.norm is not None or self.state_norm is not None or self.pools_states
         product = self.pooler is not None and self.pooler.activation is None
-        return product and self.pooling in ("cls", "mean") and not extra
+        return product and self.pooling in ("cls", "mean", "pair") and not extra
 
     @property
     def one_query(self) -> str | None:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from consistentee_ext.criteria import check_criterion, check_threshold
 from consistentee_ext.exits.exit import Exit
+from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.packed import ExitDecision
+from consistentee_ext.segments import first_lengths
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,10 @@ class Exits:
     def thresholds(self, rows: int) -> Tensor:
         """One a layer and row, ``[E, N]`` float32."""
         return self._thresholds.expand(-1, rows)
+
+    def first_lengths(self, inputs: PackedInputs) -> Tensor | None:
+        """How long the first text of each row is, ``[N]`` int32; None where no exit compares."""
+        return None if self.separator_id is None else first_lengths(inputs, self.separator_id)
 
     def decisions(self, rows: int) -> dict[int, ExitDecision]:
         """How each layer decides about rows of N results."""

@@ -89,8 +89,12 @@ class DeviceOps(LayerOps, Protocol):
         max_length: int,
         pooling: str,
         tickets: Tensor,
+        row_ids: Tensor | None = None,
+        first_lengths: Tensor | None = None,
     ) -> Tensor:
-        """`add_norm` over `hidden`, and the pooling of its rows, ``[B, H]``."""
+        """`add_norm` over `hidden`, and the pooling of its rows: cls or mean ``[B, H]``, or pair
+        ``[B, 4H]``, which takes `row_ids` ``[B]`` and `first_lengths` ``[N]`` int32.
+        """
 
     def exit_step_async(
         self,

@@ -25,8 +25,10 @@ def add_norm_pool(
     max_length: int,
     pooling: str,
     tickets: Tensor,
+    row_ids: Tensor | None = None,
+    first_lengths: Tensor | None = None,
 ) -> Tensor:
-    """`add_norm` over `hidden`, and the pooling of its rows, ``[B, H]``, in one launch."""
+    """`add_norm` over `hidden`, and the pooling of its rows, in one launch."""
     out: Tensor = torch.ops.consistentee.add_norm_pool_.default(
         hidden,
         residual,
@@ -37,6 +39,8 @@ def add_norm_pool(
         max_length=max_length,
         pooling=pooling,
         tickets=tickets,
+        row_ids=row_ids,
+        first_lengths=first_lengths,
     )
     return out
 

@@ -68,14 +68,39 @@ PATCHES = {
     "a statistic is not read": ("exit_rows.cuh", "kNumStatistics; ++k", "kNumStatistics - 1; ++k"),
     "a product is not computed": ("exit_rows.cuh", "k < products;", "k < products - 1;"),
     "a warp scores its lanes": ("exit_rows.cuh", "sigmoid(warp_sum(score)", "sigmoid((score)"),
-    "the pool counter stays": ("norm.cuh", "pooling.tickets[row] = 0;", ";"),
-    "all sums in one place": ("norm.cuh", "partial + blockIdx.y * size", "partial"),
-    "sums forget the tokens before": ("norm.cuh", "first == begin ?", "true ?"),
-    "pools one block too early": ("norm.cuh", "== blocks - 1;", "== blocks - 2;"),
-    "the first token of a block": ("norm.cuh", "if (begin != row_begin) return;", ""),
-    "warps share their memory": ("norm.cuh", "shared + warp * size", "shared"),
+    "the pool counter stays": ("pool.cuh", "pooling.tickets[row] = 0;", ";"),
+    "all sums in one place": ("pool.cuh", "partial + blockIdx.y * size", "partial"),
+    "sums forget the tokens before": ("pool.cuh", "first == begin ?", "true ?"),
+    "pools one block too early": ("pool.cuh", "second_blocks - 1;", "second_blocks - 2;"),
+    "the first token of a block": ("pool.cuh", "if (begin != texts.begin) return;", ""),
+    "a first text runs on": ("pool.cuh", "in_first ? row.second : row.end", "row.end"),
+    "a first text beyond its row": (
+        "pool.cuh",
+        "length < end - begin ? length : end - begin",
+        "length",
+    ),
+    "first texts by the place of their row": ("pool.cuh", "pooling.row_ids[row]", "row"),
+    "one text has no second": ("pool.cuh", "float v = u;", "float v = 0.0f;"),
+    "the first text is its own second": (
+        "pool.cuh",
+        "partial + first_blocks * size + h",
+        "partial + h",
+    ),
+    "a second text is as long as the first": (
+        "pool.cuh",
+        "size, second_tokens)",
+        "size, first_tokens)",
+    ),
+    "blocks of second texts do not count": (
+        "pool.cuh",
+        "first_blocks + second_blocks - 1;",
+        "first_blocks - 1;",
+    ),
+    "comparisons overlap": ("pool.cuh", "(pooling.pair ? kCompared : 1)", "1"),
+    "a difference with its sign": ("pool.cuh", "fabsf(u - v)", "(u - v)"),
+    "warps share their memory": ("pool.cuh", "shared + warp * size", "shared"),
     "warps beyond the tokens": ("norm.cuh", "if (token < tokens) ", ""),
-    "a lane does not come": ("norm.cuh", "if (token < end)", "if (token < end && lane < 31)"),
+    "a lane does not come": ("pool.cuh", "if (token < end)", "if (token < end && lane < 31)"),
     "tanh whatever the head says": ("exit_rows.cuh", "(head.activation, ", "({}, "),
     "relu of NaN is 0": ("../exit_head.h", "x < 0.0f ? 0.0f : x", "x > 0.0f ? x : 0.0f"),
     "one threshold for all": (
@@ -97,7 +122,7 @@ PATCHES = {
 # These cannot even end, and have to say so rather than hang.
 ENDLESS = {"a lane is missing", "a lane does not come", "threads skip a barrier"}
 BARRIER = "__syncthreads();"
-WITH_BARRIERS = ("plan.cuh", "exit_rows.cuh", "norm.cuh")
+WITH_BARRIERS = ("plan.cuh", "exit_rows.cuh", "pool.cuh")
 BARRIERS = [
     (name, place)
     for name in WITH_BARRIERS
@@ -160,12 +185,15 @@ def outcome(host: CudaHost, seed: int) -> list[Tensor]:
     written.append(normed)
     # A row of two blocks again and again: it takes luck for one to rest amid its sums.
     rows_of = [[1, 33, 100, 0, 64], *[[33]] * 6]
-    for mean, (attempt, lengths) in product((False, True), enumerate(rows_of)):
+    # First texts of one block and some, a row of one text, one whose length is beyond its row.
+    numbers, firsts = torch.tensor([4, 0, 3, -1, 1]), torch.tensor([17, 99, -77, 40, 1]).int()
+    for pooling, (attempt, lengths) in product(("cls", "mean", "pair"), enumerate(rows_of)):
         tokens, rows = sum(lengths), len(lengths)
-        normed, pooled = hidden[:tokens].clone(), torch.zeros(rows, 40)
+        normed = hidden[:tokens].clone()
+        pooled = torch.zeros(rows, 160 if pooling == "pair" else 40)
         counts, offsets = torch.zeros(rows).int(), torch.tensor([0, *lengths]).cumsum(0).int()
-        launch = seed * len(rows_of) + attempt
-        host.add_norm_pool(normed, residual[:tokens], norm, offsets, mean, counts, pooled, launch)
+        where = (offsets, pooling, counts, pooled, seed * len(rows_of) + attempt, numbers[:rows])
+        host.add_norm_pool(normed, residual[:tokens], norm, *where, firsts)
         written += [normed, pooled, counts]
     return written
 

@@ -17,6 +17,7 @@ from support.cuda_host import (
 from support.exit_cases import (
     EXTREME_LOGITS,
     clone,
+    compare_texts,
     decide_by,
     make_batch,
     make_results,
@@ -29,6 +30,7 @@ from torch.nn.functional import layer_norm
 from consistentee_ext.criteria import CRITERIA, MULTI_LABEL_CRITERIA
 from consistentee_ext.ops import reference
 from consistentee_ext.packed import ExitResults, PackedBatch
+from consistentee_ext.segments import compare, pair_up, segment_offsets
 from consistentee_ext.weights import HeadWeights, NormWeights
 
 pytestmark = pytest.mark.needs_compiler
@@ -356,8 +358,7 @@ def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: s
     outcomes = []
     for seed in range(3):
         found, pooled = hidden.clone(), torch.full((rows, size), 77.0).to(dtype)
-        mean = pooling == "mean"
-        host.add_norm_pool(found, residual, norm, cu_seqlens, mean, tickets, pooled, seed)
+        host.add_norm_pool(found, residual, norm, cu_seqlens, pooling, tickets, pooled, seed)
         assert not tickets.any()
         outcomes.append((found, pooled))
     for other in outcomes[1:]:
@@ -376,6 +377,64 @@ def test_add_norm_pool(host: CudaHost, dtype: torch.dtype, size: int, pooling: s
         return
     exact = torch.stack([row.double().mean(0) for row in found.split(lengths) if len(row)])
     assert (pooled[there] - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-7
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", [1, 19, 64, 768, 8192])
+def test_add_norm_pool_of_pairs(host: CudaHost, dtype: torch.dtype, size: int) -> None:
+    """Of texts of less than a block, of some blocks, with and without a rest; of one text alone; of
+    rows that are absent, and have no number."""
+    torch.manual_seed(size)
+    lengths = [1, 31, 0, 32, 34, 100, 33, 5, 0] if size < 8192 else [1, 35, 0]
+    firsts = [1, 16, 0, 1, 17, 63, 33, 99, 0] if size < 8192 else [1, 17, 0]
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    rows, tokens = len(lengths), sum(lengths)
+    there = torch.tensor(lengths) > 0
+    row_ids = torch.where(there, torch.randperm(rows + 3)[:rows], -1)
+    first_lengths = torch.full((rows + 3,), 7).int()
+    first_lengths[row_ids[there]] = torch.tensor(firsts).int()[there]
+    hidden, residual = torch.randn(2, tokens, size).to(dtype)
+    norm, tickets = norm_weights(size, dtype), torch.zeros(rows, dtype=torch.int32)
+    outcomes = []
+    for seed in range(3):
+        found, pooled = hidden.clone(), torch.full((rows, 4 * size), 77.0).to(dtype)
+        where = (cu_seqlens, "pair", tickets, pooled, seed, row_ids, first_lengths)
+        host.add_norm_pool(found, residual, norm, *where)
+        assert not tickets.any()
+        outcomes.append((found, pooled))
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, other, outcomes[0]))
+
+    found, pooled = outcomes[0]
+    alone = hidden.clone()
+    host.add_norm_tokens(alone, residual, norm)
+    assert torch.equal(found, alone)
+    assert bool((pooled[~there] == 77).all())
+    pooled = pooled[there]
+    u, v, difference, product = pooled.chunk(4, dim=1)
+    assert torch.equal(difference, (u - v).abs())
+    assert torch.equal(product, u * v)
+    present = torch.cat((cu_seqlens[:1], cu_seqlens[1:][there]))
+    offsets = segment_offsets(present, first_lengths[row_ids[there]])
+    means = pair_up(reference.pool(found, offsets, "mean"), offsets)
+    eager = compare(*means.chunk(2, dim=1))
+    present_rows = [row for row in range(rows) if there[row]]
+    exact = compare_texts(
+        found, [lengths[row] for row in present_rows], [firsts[row] for row in present_rows]
+    )
+    assert (pooled - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-6
+
+
+def test_a_first_text_of_less_than_nothing_is_empty(host: CudaHost) -> None:
+    """No token before the row is read; the mean of nothing is no number."""
+    hidden, pooled = torch.randn(5, 8), torch.zeros(1, 32)
+    norm = norm_weights(8, torch.float32)
+    numbers = (torch.zeros(1).long(), torch.full((1,), -3).int())
+    where = (torch.tensor([2, 5]).int(), "pair", torch.zeros(1).int(), pooled, 0, *numbers)
+    host.add_norm_pool(hidden, torch.zeros(5, 8), norm, *where)
+    u, v, difference, product = pooled.chunk(4, dim=1)
+    assert all(bool(part.isnan().all()) for part in (u, difference, product))
+    torch.testing.assert_close(v[0], hidden[2:].mean(0))
 
 
 def test_a_launch_of_no_block_is_an_error(host: CudaHost) -> None:

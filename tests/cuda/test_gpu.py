@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.exit_cases import DTYPES, clone, decide_by, make_batch, make_results, make_weights
+from support.exit_cases import (
+    DTYPES,
+    clone,
+    compare_texts,
+    decide_by,
+    make_batch,
+    make_results,
+    make_weights,
+)
 from support.gpu import CARD, DEVICE, REHEARSED, assert_near, on_device
 
 from consistentee_ext.criteria import CRITERIA, MULTI_LABEL_CRITERIA
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import device_attention, load_device_ops, reference
 from consistentee_ext.packed import InputLimits, PackedBatch
+from consistentee_ext.segments import pair_up, segment_offsets
 from consistentee_ext.weights import NormWeights
 
 pytestmark = pytest.mark.needs_device
@@ -163,22 +172,44 @@ def check_add_norm(backend: str, dtype: torch.dtype, hidden_size: int, pooling: 
         assert_near(hidden, exact, eager)
         return
     tickets = torch.zeros(len(lengths), dtype=torch.int32, device=DEVICE)
-    where = (residual.cu_seqlens, 512, pooling, tickets)
+    # Of first texts: one token, a part of a block, blocks with and without a rest, the whole row.
+    firsts = torch.tensor([1, 5, 16, 33, 32, 333]).int()
+    first_lengths = torch.zeros(len(lengths) + 3).int()
+    first_lengths[batch.row_ids] = firsts
+    where = (residual.cu_seqlens, 512, pooling, tickets, residual.row_ids, first_lengths.to(DEVICE))
     pooled = load_device_ops(backend).add_norm_pool(
         hidden, residual.hidden, norm.weight, norm.bias, norm.eps, *where
     )
     assert_near(hidden, exact, eager)
+    assert not tickets.any()
+    if pooling == "pair":
+        check_comparison(pooled.cpu(), batch._replace(hidden=hidden.cpu()), firsts)
+        return
     # The mean is of the rounded tokens, and rounded once; `reference.pool` sums in float32.
     wide = hidden.cpu().double()
     means = [rows.mean(dim=0) for rows in wide.split(lengths)]
     expected = torch.stack(means) if pooling == "mean" else wide[batch.cu_seqlens[:-1].long()]
     assert_near(pooled, expected, reference.pool(hidden.cpu(), batch.cu_seqlens, pooling))
-    assert not tickets.any()
+
+
+def check_comparison(pooled: torch.Tensor, batch: PackedBatch, firsts: torch.Tensor) -> None:
+    """The two means are near, and their difference and product are those of the rounded means."""
+    offsets = segment_offsets(batch.cu_seqlens, firsts)
+    means = pair_up(reference.pool(batch.hidden, offsets, "mean"), offsets)
+    lengths = batch.cu_seqlens.diff().tolist()
+    exact = compare_texts(batch.hidden, lengths, firsts.tolist()).chunk(2, dim=1)[0]
+    texts, compared = pooled.chunk(2, dim=1)
+    assert_near(texts, exact, means)
+    u, v = texts.double().chunk(2, dim=1)
+    # By a unit in the last place: an interpreter cuts where a device rounds to the nearest.
+    rounding = torch.finfo(pooled.dtype).eps
+    expected = torch.cat([(u - v).abs(), u * v], dim=1)
+    torch.testing.assert_close(compared.double(), expected, rtol=rounding, atol=1e-7)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 19, 384, 1024, 8192])
-@pytest.mark.parametrize("pooling", ["cls", "mean", None])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair", None])
 def test_add_norm(
     gpu_backend: str, dtype: torch.dtype, hidden_size: int, pooling: str | None
 ) -> None:
@@ -187,9 +218,15 @@ def test_add_norm(
 
 @pytest.mark.gpu_check
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("pooling", ["cls", "mean", None])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair", None])
 def test_chosen_add_norm(gpu_backend: str, dtype: torch.dtype, pooling: str | None) -> None:
     check_add_norm(gpu_backend, dtype, 768, pooling)
+
+
+@pytest.mark.gpu_racecheck
+@pytest.mark.needs_cuda
+def test_pooling_of_pairs_without_races() -> None:
+    check_add_norm("cuda", torch.bfloat16, 768, "pair")
 
 
 @pytest.mark.gpu_check

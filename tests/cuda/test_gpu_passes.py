@@ -11,7 +11,7 @@ import pytest
 import torch
 from support.exit_cases import DTYPES
 from support.gpu import DEVICE, REHEARSED, assert_near
-from support.models import random_batch, tiny_model
+from support.models import SEEDS, as_pairs, random_batch, tiny_model
 
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.engines.device import DeviceEngine
@@ -23,7 +23,7 @@ Batch = dict[str, torch.Tensor]
 def encoder_on(
     backend: str, dtype: torch.dtype = torch.float32, sync: str = "auto", pooling: str = "mean"
 ) -> FastEarlyExitEncoder:
-    model = tiny_model(pooling, seed=3)
+    model = tiny_model(pooling, seed=SEEDS[pooling])
     return FastEarlyExitEncoder(
         model, device=DEVICE, dtype=dtype, backend=backend, threshold=0.6, sync=sync
     )
@@ -50,7 +50,7 @@ def replays_of(encoder: FastEarlyExitEncoder) -> int:
 
 def plain(pooling: str = "mean", dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
     return FastEarlyExitEncoder(
-        tiny_model(pooling, seed=3), dtype=dtype, backend="torch", threshold=0.6
+        tiny_model(pooling, seed=SEEDS[pooling]), dtype=dtype, backend="torch", threshold=0.6
     )
 
 
@@ -59,7 +59,7 @@ def mixed_rows(rows: int, seed: int = 5) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, 65, (rows,), generator=generator)
     lengths[0] = 96 if REHEARSED else 512
-    return random_batch(lengths.tolist(), seed=seed)
+    return as_pairs(random_batch(lengths.tolist(), seed=seed), seed)
 
 
 def assert_equal(found: EarlyExitOutput, expected: EarlyExitOutput) -> None:
@@ -77,7 +77,7 @@ def assert_same(found: EarlyExitOutput, expected: EarlyExitOutput) -> None:
 
 @pytest.mark.parametrize("rows", [1, 8, 33, 512])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: int) -> None:
     """Eager and lagged hosts get what plain PyTorch gets, and in float32 the same exits.
 
@@ -104,7 +104,7 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_graphs_replay_what_was_launched(
     gpu_backend: str, dtype: torch.dtype, sync: str, pooling: str
 ) -> None:
@@ -185,10 +185,13 @@ def waits_are_errors() -> Iterator[None]:
 @pytest.mark.needs_cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
-def test_only_counts_are_waited_for(gpu_backend: str, sync: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_only_counts_are_waited_for(
+    gpu_backend: str, pooling: str, sync: str, dtype: torch.dtype
+) -> None:
     """torch raises at every other wait; events, by which counts are read, it lets pass."""
     batch = mixed_rows(33)
-    encoder = encoder_on(gpu_backend, dtype, sync)
+    encoder = encoder_on(gpu_backend, dtype, sync, pooling)
     expected = encoder(**batch)
     with waits_are_errors():
         for _ in range(3):  # one records graphs, the next replays them
@@ -246,10 +249,11 @@ def test_two_threads(gpu_backend: str) -> None:
 
 @pytest.mark.gpu_memcheck
 @pytest.mark.needs_cuda
-def test_pass_of_eight_rows() -> None:
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_pass_of_eight_rows(pooling: str) -> None:
     batch = mixed_rows(8)
-    found = encoder_on("cuda", torch.bfloat16)(**batch)
-    expected, rounded = plain()(**batch), plain(dtype=torch.bfloat16)(**batch)
+    found = encoder_on("cuda", torch.bfloat16, pooling=pooling)(**batch)
+    expected, rounded = plain(pooling)(**batch), plain(pooling, torch.bfloat16)(**batch)
     same = found.exit_layers.cpu() == expected.exit_layers
     same &= rounded.exit_layers == expected.exit_layers
     assert same.double().mean() >= 0.5

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import LAUNCHES, Device
-from support.models import pack, random_batch, tiny_model
+from support.models import SEEDS, as_pairs, pack, random_batch, tiny_model
 from torch.overrides import TorchFunctionMode
 
 from consistentee_ext import FastEarlyExitEncoder
@@ -24,7 +24,7 @@ from consistentee_ext.layers import Embedding
 from consistentee_ext.ops import device_attention, reference
 from consistentee_ext.packed import ExitResults, PackedBatch
 
-BATCH = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
+BATCH = as_pairs(random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3))
 LAYERS = 4
 
 
@@ -94,8 +94,10 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     return fake
 
 
-def encoder_pair(sync: str, **options: Any) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
-    model = tiny_model(**options, seed=3)
+def encoder_pair(
+    sync: str, pooling: str = "mean"
+) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
+    model = tiny_model(pooling, seed=SEEDS[pooling])
     on_device = FastEarlyExitEncoder(model, backend="cuda", threshold=0.6, sync=sync)
     plain = FastEarlyExitEncoder(model, threshold=0.6)
     engine = plain._engine
@@ -104,7 +106,7 @@ def encoder_pair(sync: str, **options: Any) -> tuple[FastEarlyExitEncoder, FastE
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_results_do_not_depend_on_when_the_host_knows(
     device: Device, sync: str, pooling: str
 ) -> None:
@@ -116,8 +118,9 @@ def test_results_do_not_depend_on_when_the_host_knows(
     torch.testing.assert_close(found.exit_scores, expected.exit_scores, atol=1e-5, rtol=1e-5)
 
 
-def test_launches_and_waits_of_a_pass(device: Device) -> None:
-    encoder, _ = encoder_pair("eager")
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_launches_and_waits_of_a_pass(device: Device, pooling: str) -> None:
+    encoder, _ = encoder_pair("eager", pooling=pooling)
     exits = encoder(**BATCH).exit_layers
     left = [int(BATCH["attention_mask"][exits >= n].sum()) for n in range(1, LAYERS + 1)]
     assert device.tokens == left
@@ -155,10 +158,11 @@ def waits_after_packing(
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
 def test_a_whole_call_waits_for_counts_alone(
-    device: Device, monkeypatch: pytest.MonkeyPatch, sync: str
+    device: Device, monkeypatch: pytest.MonkeyPatch, pooling: str, sync: str
 ) -> None:
-    encoder, _ = encoder_pair(sync)
+    encoder, _ = encoder_pair(sync, pooling=pooling)
     assert waits_after_packing(monkeypatch, encoder) == []
     assert device.waits == ([0, 0, 0] if sync == "eager" else [1, 1])
 

@@ -15,6 +15,7 @@ from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.engines.device import DeviceEngine
+from consistentee_ext.engines.graphs import PassGraphs
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.segments import first_lengths
 
@@ -74,15 +75,25 @@ def test_exits_match_the_padded_model(case: str, backend: str) -> None:
     check(model, FastEarlyExitEncoder(model, backend=backend))
 
 
-def test_exits_match_on_the_path_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", ["bert", "modernbert"])
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_exits_match_on_the_path_of_a_device(
+    monkeypatch: pytest.MonkeyPatch, case: str, sync: str
+) -> None:
+    """With blocks that norm last, whose norm pools, and first, where the pooling is apart; without
+    graphs and with them."""
     monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: Device())
     monkeypatch.setattr(
         "consistentee_ext.packed_module.select_backend", lambda device, backend: "cuda"
     )
-    for sync in ("eager", "lagged"):
-        model = model_of()
-        encoder = FastEarlyExitEncoder(model, backend="cuda", sync=sync)
-        assert isinstance(encoder._engine, DeviceEngine)
+    model = model_of(case)
+    encoder = FastEarlyExitEncoder(model, backend="cuda", sync=sync)
+    engine = encoder._engine
+    assert isinstance(engine, DeviceEngine)
+    check(model, encoder)
+    graphs = PassGraphs(engine.stack, engine.exits, engine._ops, lambda: lambda run: run)
+    encoder._engine = DeviceEngine(engine.stack, engine.exits, engine._ops, sync, graphs)
+    for _ in range(2):
         check(model, encoder)
 
 
@@ -113,7 +124,7 @@ def test_a_pass_in_two_parts(backend: str) -> None:
     inputs, results = pack(batch, encoder._limits), ExitResults.empty(len(ROWS), 3)
     with torch.inference_mode():
         rest = engine.advance(inputs, 0, 1, results)
-        engine.advance(rest, 1, 3, results, engine.first_lengths(inputs))
+        engine.advance(rest, 1, 3, results, engine.exits.first_lengths(inputs))
     assert torch.equal(results.exit_layers, whole.exit_layers)
     torch.testing.assert_close(results.logits, whole.logits)
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from support.fake_device import Device
-from support.models import pack, random_batch, tiny_model
+from support.family_cases import classifier
+from support.models import SEEDS, VOCABULARY, as_pairs, pack, random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.engines import graphs as graphs_module
 from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.engines.eager import EagerEngine
 from consistentee_ext.engines.graphs import PassGraphs
-from consistentee_ext.engines.room import length_size, row_size, token_size
+from consistentee_ext.engines.room import Inputs, fill, length_size, row_size, token_size
 from consistentee_ext.ops import reference
-from consistentee_ext.packed import ExitResults
+from consistentee_ext.packed import ExitResults, InputLimits
 
 Batch = dict[str, torch.Tensor]
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=3)
@@ -47,10 +47,10 @@ def recorder() -> Recorder:
 
 
 def encoder_pair(
-    recorder: Recorder, sync: str = "lagged", **options: Any
+    recorder: Recorder, sync: str = "lagged", pooling: str = "mean"
 ) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
     """By graphs on a device's stand-in, and op by op."""
-    model = tiny_model(seed=3, **options)
+    model = tiny_model(pooling, seed=SEEDS[pooling])
     graphed, plain = (FastEarlyExitEncoder(model, threshold=0.6, backend="torch") for _ in range(2))
     stack, exits = graphed._engine.stack, graphed._engine.exits
     device = Device()
@@ -76,18 +76,20 @@ def assert_same(encoder: FastEarlyExitEncoder, plain: FastEarlyExitEncoder, batc
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 @pytest.mark.parametrize("criterion", ["confidence", "patience"])
 def test_launched_recorded_and_replayed_passes_give_the_same(
     recorder: Recorder, sync: str, pooling: str, criterion: str
 ) -> None:
-    """Other rows of the same sizes come between, whose traces must not be read."""
+    """Other rows of the same sizes, with other first texts, come between: their traces must not be
+    read."""
     encoder, plain = encoder_pair(recorder, sync, pooling=pooling)
     for one in (encoder, plain):
         one.criterion = criterion
     others = [random_batch([5, 1, 17, 9, 9, 30, 2, 41], seed=seed) for seed in (4, 5)]
+    batches = [as_pairs(batch, seed) for seed, batch in enumerate((BATCH, *others))]
     layers = set()
-    for batch in (BATCH, *others, BATCH, *others):
+    for batch in (*batches, *batches):
         assert_same(encoder, plain, batch)
         layers.update(plain(**batch).exit_layers.tolist())
     assert len(layers) > 1
@@ -96,17 +98,52 @@ def test_launched_recorded_and_replayed_passes_give_the_same(
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 33])
-def test_any_number_of_rows_and_tokens(recorder: Recorder, rows: int) -> None:
+@pytest.mark.parametrize("pooling", ["mean", "pair"])
+def test_any_number_of_rows_and_tokens(recorder: Recorder, pooling: str, rows: int) -> None:
     """Of 33 rows 40 are run; sizes that fit exactly and sizes that do not."""
-    encoder, plain = encoder_pair(recorder)
+    encoder, plain = encoder_pair(recorder, pooling=pooling)
     for seed in range(12):
         lengths = torch.randint(1, 65, (rows,), generator=torch.Generator().manual_seed(seed))
-        batch = random_batch(lengths.tolist(), seed=seed)
+        batch = as_pairs(random_batch(lengths.tolist(), seed=seed), seed)
         for _ in range(2):
             assert_same(encoder, plain, batch)
     full = random_batch([32] * rows, seed=1)
     for _ in range(3):
         assert_same(encoder, plain, full)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_inputs_are_aligned_and_what_is_of_rows_stays(rows: int) -> None:
+    """Where the tokens have become fewer, row ids, offsets and lengths are where they were."""
+    packed = pack(random_batch([3] * rows), InputLimits(VOCABULARY, 2, 64))
+    flat = torch.zeros(Inputs.bytes(32, rows), dtype=torch.uint8)
+    fill(flat, packed, torch.full((rows,), 2).int(), 32, rows)
+    whole, fewer = (
+        Inputs.within(flat, tokens, rows, torch.int64, torch.int32) for tokens in (32, 8)
+    )
+    for one, other in zip(whole[:3], fewer[:3], strict=True):
+        assert one.data_ptr() == other.data_ptr()
+        assert torch.equal(one, other)
+    assert whole.first_lengths.tolist() == [2] * rows + [0]
+    assert torch.equal(whole.ids[: 3 * rows], packed.ids)
+    assert torch.equal(whole.positions[: 3 * rows], packed.positions)
+    assert all(part.data_ptr() % part.element_size() == 0 for part in whole)
+
+
+def test_rows_as_long_as_tables_by_place(recorder: Recorder) -> None:
+    """Of 40 places, fewer than the size that graphs have for such rows; and of rows that are longer
+    than the positions, which the caller gives."""
+    rotated, plain = classifier("roformer"), tiny_model(max_position_embeddings=16)
+    positions = torch.arange(24)[None] // 2
+    longer = random_batch([24, 9]) | {"position_ids": positions}
+    within = {"input_ids": torch.randint(4, 60, (2, 40))}
+    for model, batch in ((rotated, within), (plain, longer)):
+        encoder, expected = (FastEarlyExitEncoder(model, backend="torch") for _ in range(2))
+        stack, exits = encoder._engine.stack, encoder._engine.exits
+        graphs = PassGraphs(stack, exits, Device(), lambda: recorder)
+        encoder._engine = DeviceEngine(stack, exits, Device(), "lagged", graphs)
+        for _ in range(2):
+            assert_same(encoder, expected, batch)
 
 
 def test_exits_at_some_layers(recorder: Recorder) -> None:

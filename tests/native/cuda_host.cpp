@@ -5,7 +5,7 @@
 // after the shim, whose macros they need
 #include "kernels/cuda/copy_rows.cuh"
 #include "kernels/cuda/exit_rows.cuh"
-#include "kernels/cuda/norm.cuh"
+#include "kernels/cuda/pool.cuh"
 
 namespace consistentee {
 namespace {

@@ -71,8 +71,9 @@ class Norm(ctypes.Structure):
 
 class Pooling(ctypes.Structure):
     _fields_: ClassVar = [
-        *((name, c_void_p) for name in ("cu_seqlens", "partial", "tickets")),
-        ("mean", c_bool),
+        *((name, c_void_p) for name in ("cu_seqlens", "row_ids", "first_lengths")),
+        *((name, c_void_p) for name in ("partial", "tickets")),
+        *((name, c_bool) for name in ("mean", "pair")),
     ]
 
 
@@ -213,20 +214,24 @@ class CudaHost:
         residual: Tensor,
         norm: NormWeights,
         cu_seqlens: Tensor,
-        mean: bool,
+        pooling: str,
         tickets: Tensor,
         pooled: Tensor,
         seed: int = 0,
+        row_ids: Tensor | None = None,
+        first_lengths: Tensor | None = None,
     ) -> None:
         rows, longest = len(cu_seqlens) - 1, int(cu_seqlens.diff().max())
-        splits = -(-longest // POOL_TOKENS)
+        mean, pair = pooling != "cls", pooling == "pair"
+        splits = -(-longest // POOL_TOKENS) + pair
         # The first tokens need no sums: nothing may touch the place for them.
         partial = torch.full((rows, splits, hidden.shape[1]), torch.nan) if mean else None
-        addresses = (cu_seqlens.data_ptr(), None if partial is None else partial.data_ptr())
-        pooling = Pooling(*addresses, tickets.data_ptr(), mean)
+        tensors = (cu_seqlens, row_ids, first_lengths, partial, tickets)
+        addresses = (None if tensor is None else tensor.data_ptr() for tensor in tensors)
+        target = Pooling(*addresses, mean, pair)
         dtype, erased, warps = _norm_arguments(hidden, residual, norm)
         out = pooled.data_ptr()
-        self._run("run_add_norm_pool", seed, dtype, erased, pooling, rows, splits, out, warps)
+        self._run("run_add_norm_pool", seed, dtype, erased, target, rows, splits, out, warps)
 
 
 def _norm_arguments(hidden: Tensor, residual: Tensor, norm: NormWeights) -> tuple[int, Norm, int]:

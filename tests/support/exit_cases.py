@@ -36,6 +36,18 @@ def with_absent_rows(batch: PackedBatch, places: list[int]) -> PackedBatch:
     )
 
 
+def compare_texts(tokens: torch.Tensor, lengths: list[int], firsts: list[int]) -> torch.Tensor:
+    """``(u, v, |u - v|, u * v)`` of the means of the two texts of each row, in float64; `lengths`
+    and those of the first texts are by row.
+    """
+    compared = []
+    for row, first in zip(tokens.double().split(lengths), firsts, strict=True):
+        u = row[:first].sum(0) / len(row[:first])
+        v = row[first:].sum(0) / len(row[first:]) if first < len(row) else u
+        compared.append(torch.cat((u, v, (u - v).abs(), u * v)))
+    return torch.stack(compared)
+
+
 def make_weights(
     hidden_size: int, classes: int, policy_input: str | None, policy_size: int = 32
 ) -> HeadWeights:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from consistentee_ext.ops import device_attention, reference
+from consistentee_ext.segments import compare, pair_up, segment_offsets
 
 # Of each device op, as csrc/cuda launches them; `copy_rows` is not needed where all leave.
 LAUNCHES = {"add_norm": 1, "add_norm_pool": 1, "exit_step_async": 2}
@@ -34,7 +35,18 @@ class Device:
             return hidden.copy_(reference.add_norm(hidden, *rest))
 
     def add_norm_pool(
-        self, hidden, residual, weight, bias, eps, cu_seqlens, most, pooling, tickets
+        self,
+        hidden,
+        residual,
+        weight,
+        bias,
+        eps,
+        cu_seqlens,
+        most,
+        pooling,
+        tickets,
+        row_ids=None,
+        first_lengths=None,
     ):
         self.launches["add_norm_pool"] += LAUNCHES["add_norm_pool"]
         with torch._C.DisableTorchFunction():
@@ -43,8 +55,12 @@ class Device:
             self.tokens.append(len(hidden))
             hidden.copy_(reference.add_norm(hidden, residual, weight, bias, eps))
             # An absent row has no tokens: its mean is undefined, its first token is another's.
-            known = hidden[: int(cu_seqlens[-1])] if pooling == "mean" else hidden
-            return reference.pool(known, cu_seqlens, pooling)
+            known = hidden if pooling == "cls" else hidden[: int(cu_seqlens[-1])]
+            if pooling != "pair":
+                return reference.pool(known, cu_seqlens, pooling)
+            offsets = segment_offsets(cu_seqlens, first_lengths[row_ids])
+            pair = pair_up(reference.pool(known, offsets, "mean"), offsets)
+            return compare(*pair.chunk(2, dim=-1))
 
     def exit_step_async(self, batch, pooled, weights, decision, results, tickets, totals, out):
         self.launches["exit_step_async"] += LAUNCHES["exit_step_async"]

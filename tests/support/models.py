@@ -15,6 +15,8 @@ from consistentee_ext.inputs import PackedInputs, pack_inputs
 from consistentee_ext.packed import InputLimits
 
 VOCABULARY = 120
+SEPARATOR = 3
+SEEDS = {"cls": 3, "mean": 3, "pair": 4}  # of models whose rows leave at many layers, by pooling
 Model = TypeVar("Model", bound=torch.nn.Module)
 
 
@@ -55,6 +57,7 @@ def tiny_model(
         policy_input=policy_input,
         num_labels=classes,
         problem_type=problem_type,
+        separator_id=SEPARATOR if pooling == "pair" else None,
     )
     return scramble(ConsistentEEForSequenceClassification(config), seed)
 
@@ -74,6 +77,16 @@ def random_batch(lengths: list[int], seed: int = 0) -> dict[str, torch.Tensor]:
         "attention_mask": (columns < torch.tensor(lengths)[:, None]).long(),
         "token_type_ids": torch.randint(0, 2, shape, generator=generator),
     }
+
+
+def as_pairs(batch: dict[str, torch.Tensor], seed: int = 0) -> dict[str, torch.Tensor]:
+    """The batch with a separator somewhere in each row; where it is the last token, the row is one
+    text.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    lengths = batch["attention_mask"].sum(dim=1, keepdim=True)
+    places = (torch.rand(lengths.shape, generator=generator) * lengths).long()
+    return batch | {"input_ids": batch["input_ids"].scatter(1, places, SEPARATOR)}
 
 
 def save_backbone(folder: Path, words: Sequence[str], **bert: Any) -> None:

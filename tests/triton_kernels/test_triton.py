@@ -133,8 +133,9 @@ def compile_all(folder: Path) -> None:
         hidden = torch.zeros(5, size, dtype=dtype)
         norm = (hidden.clone(), torch.ones(size, dtype=dtype), torch.ones(size, dtype=dtype), 1e-12)
         kernels.add_norm(hidden, *norm)
-        for pooling in ("cls", "mean"):
-            kernels.add_norm_pool(hidden, *norm, cu_seqlens, 40, pooling, tickets)
+        for pooling in ("cls", "mean", "pair"):
+            pairs = (torch.tensor([2, -1, 0]), tickets) if pooling == "pair" else ()
+            kernels.add_norm_pool(hidden, *norm, cu_seqlens, 40, pooling, tickets, *pairs)
         features = {None: 0, "state": size, "prediction": 5, "both": size + 5}[policy_input]
         policy: dict[str, Any] = {}
         if policy_input is not None:

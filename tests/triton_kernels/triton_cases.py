@@ -15,6 +15,7 @@ from support.exit_cases import (
     DTYPES,
     EXTREME_LOGITS,
     clone,
+    compare_texts,
     decide_by,
     make_results,
     make_weights,
@@ -28,6 +29,7 @@ from consistentee_ext.ops import reference
 from consistentee_ext.ops import triton as kernels
 from consistentee_ext.ops.schema import POLICY_CODES
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
+from consistentee_ext.segments import compare, pair_up, segment_offsets
 from consistentee_ext.weights import STATE_ACTIVATIONS, HeadWeights
 
 assert triton.knobs.runtime.interpret, "set TRITON_INTERPRET=1"
@@ -120,6 +122,39 @@ def test_add_norm_pool(size: int, pooling: str, dtype: torch.dtype) -> None:
     # Of the rounded values, so that only the mean's own error is left.
     exact_mean = reference.pool(hidden.double(), filled, "mean").double()
     check(pooled[present], exact_mean, reference.pool(hidden, filled, "mean"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("size", WIDTHS)
+def test_add_norm_pool_of_pairs(size: int, dtype: torch.dtype) -> None:
+    """Of texts of less than a program's tokens and of more; of one text alone; of an absent row."""
+    torch.manual_seed(size)
+    lengths, firsts = [1, 31, 0, 33, 100, 64, 5], [1, 16, 0, 1, 63, 32, 99]
+    rows, tokens = len(lengths), sum(lengths)
+    present = torch.tensor(lengths) > 0
+    row_ids = torch.where(present, torch.randperm(rows + 3)[:rows], -1)
+    first_lengths = torch.full((rows + 3,), 7).int()
+    first_lengths[row_ids[present]] = torch.tensor(firsts).int()[present]
+    hidden, residual = draw(tokens, size, dtype=dtype), draw(tokens, size, dtype=dtype) + 3
+    weight, bias = draw(size, dtype=dtype), draw(size, dtype=dtype)
+    normed = hidden.clone()
+    kernels.add_norm(normed, residual, weight, bias, EPS)
+    tickets = torch.zeros(rows, dtype=torch.int32)
+    where = (offsets_of(lengths), 100, "pair", tickets, row_ids, first_lengths)
+    pooled = kernels.add_norm_pool(hidden, residual, weight, bias, EPS, *where)
+    assert torch.equal(hidden, normed)
+    assert not tickets.any()
+    assert pooled.shape == (rows, 4 * size)
+    pooled = pooled[present]
+    u, v, difference, product = pooled.chunk(4, dim=1)
+    assert torch.equal(difference, (u - v).abs())
+    assert torch.equal(product, u * v)
+    offsets = segment_offsets(
+        offsets_of([length for length in lengths if length]), first_lengths[row_ids[present]]
+    )
+    means = pair_up(reference.pool(hidden, offsets, "mean"), offsets)
+    exact = compare_texts(hidden, lengths, firsts)[present]
+    check(pooled, exact, compare(*means.chunk(2, dim=1)))
 
 
 def test_a_constant_token_is_the_bias() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.models import random_batch, tiny_model
+from support.models import SEEDS, as_pairs, random_batch, tiny_model
 
 from consistentee_ext import FastEarlyExitEncoder
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
-@pytest.mark.parametrize("pooling", ["cls", "mean"])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 def test_whole_pass(sync: str, pooling: str) -> None:
     """The encoder's own loop, launching these kernels: the same results as plain PyTorch."""
-    model = tiny_model(pooling, seed=3)
-    batch = random_batch([5, 1, 17, 9, 41], seed=3)
+    model = tiny_model(pooling, seed=SEEDS[pooling])
+    batch = as_pairs(random_batch([5, 1, 17, 9, 41], seed=3))
     outputs = [
         FastEarlyExitEncoder(model, backend=backend, threshold=0.6, sync=sync)(**batch)
         for backend in ("triton", "torch")

@@ -1,4 +1,4 @@
-// Layer norm of a sum on the device; where an exit follows, the rows' pooling as well.
+// Layer norm of a sum on the device.
 #pragma once
 
 #include "kernels/cuda/warp.cuh"
@@ -7,10 +7,9 @@
 
 namespace consistentee {
 
-constexpr int kNormWarps = 8;    // of a block, where its tokens fit shared memory; else fewer
-constexpr int kPoolTokens = 16;  // of a row, that a block takes
-constexpr int kNormBlocks = 4;   // of a multiprocessor at once, which bounds a thread's registers
-constexpr int kInFlight = 2;  // loads of a thread, of each operand, that wait for memory together
+constexpr int kNormWarps = 8;   // of a block, where its tokens fit shared memory; else fewer
+constexpr int kNormBlocks = 4;  // of a multiprocessor at once, which bounds a thread's registers
+constexpr int kInFlight = 2;    // loads of a thread, of each operand, that wait for memory together
 
 template <typename scalar_t>
 struct AddNorm {
@@ -20,13 +19,6 @@ struct AddNorm {
   const scalar_t* bias;      // [H]
   int64_t hidden_size;
   float eps;
-};
-
-struct RowPooling {
-  const int32_t* cu_seqlens;  // [B + 1]
-  float* partial;             // [B, splits, H], the sums over a block's tokens
-  int32_t* tickets;           // [B], 0 before and after: how many blocks of a row have ended
-  bool mean;                  // of the row's tokens; else its first
 };
 
 // The accesses of a lane that wait for memory together, of two operands: number `first` and on.
@@ -130,64 +122,6 @@ static __global__ void __launch_bounds__(kNormWarps* kWarp, kNormBlocks)
   const int64_t warps = blockDim.x / kWarp, token = blockIdx.x * warps + warp;
   float* x = shared + warp * norm.hidden_size;
   if (token < tokens) normalize_token(norm, norm_width(norm), token, x, lane);
-}
-
-// Grid (B, splits): a block takes kPoolTokens tokens of a row, a warp each at a time, and the block of
-// a row that ends last writes pooled [B, H]. Sums are taken in the order of the tokens, whichever
-// block that is. H floats of shared memory a warp.
-template <typename scalar_t>
-static __global__ void __launch_bounds__(kNormWarps* kWarp, kNormBlocks)
-    add_norm_pool(AddNorm<scalar_t> norm, RowPooling pooling, scalar_t* __restrict__ pooled) {
-  CONSISTENTEE_DYNAMIC_SHARED(shared);
-  __shared__ bool ends_last;
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, warps = blockDim.x / kWarp;
-  const int size = static_cast<int>(norm.hidden_size), width = norm_width(norm);
-  const int64_t row = blockIdx.x;
-  const int row_begin = pooling.cu_seqlens[row], row_end = pooling.cu_seqlens[row + 1];
-  const int begin = row_begin + static_cast<int>(blockIdx.y) * kPoolTokens;
-  if (begin >= row_end) return;
-  const int end = begin + kPoolTokens < row_end ? begin + kPoolTokens : row_end;
-  const int summed = pooling.mean ? size : 0;
-  float* partial = pooling.partial + row * gridDim.y * size;
-  float* sums = partial + blockIdx.y * size;  // each element is one thread's
-#pragma unroll 1
-  for (int first = begin; first < end; first += warps) {
-    const int token = first + warp;
-    if (token < end) normalize_token(norm, width, token, shared + warp * size, lane);
-    __syncthreads();  // the warps' tokens are written
-    const int present = end - first < warps ? end - first : warps;
-    for (int h = threadIdx.x; h < summed; h += blockDim.x) {
-      float sum = first == begin ? 0.0f : sums[h];
-      for (int w = 0; w < present; ++w) sum += shared[w * size + h];
-      sums[h] = sum;
-    }
-    __syncthreads();  // the sums are written; the next tokens take their places
-  }
-
-  scalar_t* out = pooled + row * size;
-  if (!pooling.mean) {
-    if (begin != row_begin) return;
-    const scalar_t* token = norm.hidden + static_cast<int64_t>(begin) * size;
-    for (int h = threadIdx.x; h < size; h += blockDim.x) out[h] = token[h];
-    return;
-  }
-  const int blocks = (row_end - row_begin + kPoolTokens - 1) / kPoolTokens;
-  if (threadIdx.x == 0) {
-    __threadfence();  // the block's sums are seen before it counts as ended
-    ends_last = atomicAdd(pooling.tickets + row, 1) == blocks - 1;
-  }
-  __syncthreads();
-  if (!ends_last) return;
-  __threadfence();
-  const float length = static_cast<float>(row_end - row_begin);
-  const volatile float* all = partial;
-  for (int h = threadIdx.x; h < size; h += blockDim.x) {
-    float sum = 0.0f;
-#pragma unroll 4
-    for (int block = 0; block < blocks; ++block) sum += all[block * size + h];
-    store(out + h, sum / length);
-  }
-  if (threadIdx.x == 0) pooling.tickets[row] = 0;
 }
 
 }  // namespace consistentee
