@@ -100,7 +100,8 @@ class FastEarlyExitEncoder(PackedModule):
             )
             by_layer = model_exits(model, backbone, reader)
             exits = choose_exits(by_layer, config, exit_layers, criterion, threshold)
-            stack = read_stack(backbone, replace(reader, one_query=exits.last.one_query))
+            reader = replace(reader, one_query=exits.last.one_query)
+            stack = read_stack(model, backbone, reader, backend)
         super().__init__(config, stack, exits, backend, alpha, sync)
         self.tokenizer = tokenizer
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
-from consistentee_ext.layers import Stack
+from consistentee_ext.layers import GenericStack, Stack
 from consistentee_ext.packed import ExitResults, PackedBatch
 from consistentee_ext.segments import first_lengths
 
@@ -18,11 +18,16 @@ class Engine(ABC):
     """A stack and its exits, ready to run. It never changes: other exits make another engine.
 
     Args:
-        stack: embedding and blocks.
+        stack: embedding and blocks, or a module that stands for them.
         exits: where and how rows leave.
+
+    Attributes:
+        description: what runs, in a few words.
     """
 
-    def __init__(self, stack: Stack, exits: Exits) -> None:
+    description: str
+
+    def __init__(self, stack: Stack | GenericStack, exits: Exits) -> None:
         self.stack = stack
         self.exits = exits
 
@@ -42,7 +47,7 @@ class Engine(ABC):
         Args:
             inputs: ``row_ids`` are the numbers from 0 to B - 1 in some order, that of the results.
         """
-        device = self.stack.embedding.words.device
+        device = self.stack.device
         # Made outside of the mode, so that callers may change them and compute gradients with them.
         results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, device)
         with torch.inference_mode():
