@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
@@ -137,7 +138,10 @@ def _refusal(source: Source, model_type: object) -> str | None:
         return None
     if model_type not in CONFIG_MAPPING:
         return "transformers does not know it"
-    return refusal(AutoConfig.from_pretrained(source.name_or_path, **source.options()))
+    config = AutoConfig.from_pretrained(source.name_or_path, **source.options())
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return "transformers has no sequence classifier of it"
+    return refusal(config)
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -49,7 +49,8 @@ class PackedModule(DropIn):
     @property
     def num_layers(self) -> int:
         """L, the layers of the full model."""
-        return self._engine.stack.num_layers
+        layers: int = self._engine.stack.num_layers
+        return layers
 
     @property
     def max_positions(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class Engine(ABC):
     description: str
 
     def __init__(self, stack: Stack | GenericStack, exits: Exits) -> None:
-        self.stack = stack
+        self.stack: Any = stack
         self.exits = exits
 
     @abstractmethod

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
-from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-from transformers.utils.output_capturing import OutputRecorder
+from transformers import MODEL_MAPPING
 
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.packed import InputLimits
@@ -39,10 +38,12 @@ def refusal(config: Any) -> str | None:
     """Why encoders of this configuration cannot run as they are; None if they may."""
     if getattr(config, "is_encoder_decoder", False):
         return "it is an encoder-decoder"
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
-        return "transformers has no sequence classifier of it"
-    classifier: Any = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    if not classifier._supports_attention_backend:
+    if type(config) not in MODEL_MAPPING:
+        return "transformers has no encoder of it"
+    encoder: Any = MODEL_MAPPING[type(config)]
+    # Some have several, all alike in this.
+    encoder = encoder[0] if isinstance(encoder, tuple) else encoder
+    if not encoder._supports_attention_backend:
         return "its attention cannot be replaced (_supports_attention_backend is False)"
     return None
 
@@ -78,7 +79,7 @@ def last_norm_of(backbone: Any) -> str | None:
     layers = find_layers(backbone)
     for name, module in backbone.named_modules():
         children = list(module.named_children())
-        held = [isinstance(c, nn.ModuleList) and layers[0] in list(c) for _, c in children]
+        held = [isinstance(c, nn.ModuleList) and layers[:1] == list(c)[:1] for _, c in children]
         if layers and any(held):
             behind = children[held.index(True) + 1 :]
             norms = [child for child, part in behind if "Norm" in type(part).__name__]
@@ -88,7 +89,7 @@ def last_norm_of(backbone: Any) -> str | None:
 
 
 def _is(module: nn.Module, name: str, spec: Any) -> bool:
-    if isinstance(spec, OutputRecorder):
+    if hasattr(spec, "target_class"):  # an OutputRecorder
         if spec.layer_name is not None and f".{spec.layer_name.strip('.')}." not in f".{name}.":
             return False
         spec = spec.target_class or spec.class_name

@@ -90,19 +90,19 @@ class Reach:
     high: int | None
 
 
-def _mask(q_length: int, mask_function: Callable[..., Tensor], **options: Any) -> Reach:
-    """In place of transformers' masks: `mask_function` says of a query and a key, by their places,
-    whether one attends to the other. Padding is not its concern.
+def _mask(kv_length: int, mask_function: Callable[..., Tensor], **options: Any) -> Reach:
+    """In place of transformers' masks, of as many queries as keys: `mask_function` says of one of
+    each, by their places, whether one attends to the other. Padding is not its concern.
     """
-    keys = torch.arange(q_length)
-    queries = torch.linspace(0, q_length - 1, min(q_length, _SAMPLED)).long()
+    keys = torch.arange(kv_length)
+    queries = torch.linspace(0, kv_length - 1, min(kv_length, _SAMPLED)).long()
     zero = torch.zeros(1, 1, 1, 1, dtype=torch.int64)
     seen = mask_function(zero, zero, queries.view(1, 1, -1, 1), keys.view(1, 1, 1, -1))
-    seen = seen.expand(1, 1, len(queries), q_length)[0, 0]
+    seen = seen.expand(1, 1, len(queries), kv_length)[0, 0]
     ahead, behind = int(seen[0].sum()), int(seen[-1].sum())
     reach = Reach(
-        low=None if ahead == q_length else 1 - ahead,
-        high=None if behind == q_length else behind - 1,
+        low=None if ahead == kv_length else 1 - ahead,
+        high=None if behind == kv_length else behind - 1,
     )
     distance = queries[:, None] - keys
     expected = torch.ones_like(seen)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from support.family_cases import VOCABULARY, blown_up
-from support.generic_cases import CASES, classifier, classifier_of, config_of
+from support.generic_cases import BACKBONES, CASES, classifier, classifier_of, config_of
 from transformers import AutoModel
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -23,7 +24,9 @@ IDS = torch.randint(2, VOCABULARY, (6, 20), generator=torch.Generator().manual_s
 
 def with_exits(case: str, **fields: Any) -> Any:
     config = ConsistentEEConfig(config_of(case), num_labels=3, **fields)
-    return blown_up(ConsistentEEForSequenceClassification(config), seed=2)
+    model: Any = blown_up(ConsistentEEForSequenceClassification(config), seed=2)
+    model.set_attn_implementation("eager")
+    return model
 
 
 def test_it_says_what_runs() -> None:
@@ -102,6 +105,15 @@ def test_independent_labels() -> None:
     torch.testing.assert_close(output.exit_scores, torch.maximum(sure, 1 - sure).amin(dim=-1))
 
 
+def test_threads_share_an_encoder() -> None:
+    encoder = FastEarlyExitEncoder(with_exits("gemma2"), threshold=0.5)
+    expected = [encoder(IDS[i : i + 2]).logits for i in range(0, 6, 2)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda i: encoder(IDS[2 * i % 6 :][:2]).logits, range(30)))
+    for number, logits in enumerate(found):
+        torch.testing.assert_close(logits, expected[number % 3])
+
+
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda e: pickle.loads(pickle.dumps(e))])
 @pytest.mark.parametrize("case", ["gemma2", "gpt2", "qwen2_moe"])
 def test_copies_give_what_it_gives(case: str, make: Any) -> None:
@@ -138,7 +150,7 @@ def test_checkpoints(case: str, tmp_path: Path) -> None:
 WITHOUT_LAST_NORM = ("opt", "roc_bert")  # OPT has one, and lists it before its layers
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *BACKBONES])
 def test_the_last_norm_is_found(case: str) -> None:
     """Without it the encoder gives what its last layer does, and it gives the rest."""
     backbone: Any = blown_up(AutoModel.from_config(config_of(case)), seed=1)

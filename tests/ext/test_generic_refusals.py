@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -118,6 +119,17 @@ def test_models_that_were_changed_are_refused() -> None:
         FastEarlyExitEncoder(shallow)
 
 
+def test_checkpoints_are_refused_before_their_weights_are_read(tmp_path: Path) -> None:
+    for kind, reason in (
+        ("t5", "it is an encoder-decoder"),
+        ("longformer", "its attention cannot be replaced"),
+        ("granite", "transformers has no sequence classifier of it"),
+    ):
+        AutoConfig.for_model(kind).save_pretrained(tmp_path)
+        with pytest.raises(ValueError, match=rf"config of model_type .*, got '{kind}': {reason}"):
+            FastEarlyExitEncoder.from_pretrained(tmp_path)
+
+
 def test_a_decoder_without_a_padding_id_is_refused() -> None:
     """As the Hugging Face model itself does: it would not know the last token of a row."""
     fields = FIELDS | ENDS | {"pad_token_id": None}
@@ -165,10 +177,10 @@ def test_masks_that_are_no_window_are_refused(length: int) -> None:
 
     make = AttentionMaskInterface()[ATTENTION]
     with pytest.raises(ValueError, match="its mask does not go by the distance of two tokens"):
-        make(q_length=length, mask_function=within_chunks)
-    near = make(q_length=length, mask_function=lambda b, h, q, k: (k <= q) & (q - k < 4))
+        make(kv_length=length, mask_function=within_chunks)
+    near = make(kv_length=length, mask_function=lambda b, h, q, k: (k <= q) & (q - k < 4))
     assert (near.low, near.high) == (0, 3)
-    both = make(q_length=length, mask_function=lambda b, h, q, k: (q - k).abs() <= 2)
+    both = make(kv_length=length, mask_function=lambda b, h, q, k: (q - k).abs() <= 2)
     assert (both.low, both.high) == (-2, 2)
 
 

@@ -102,10 +102,15 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", DECODER),
     "starcoder2": ("starcoder2", DECODER | {"sliding_window": 5}),
 }
+# Of which transformers has no classifier: backbones of ours alone.
+BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
+    "cohere": ("cohere", DECODER),
+    "granite": ("granite", DECODER | {"embedding_multiplier": 3.0, "residual_multiplier": 0.5}),
+}
 
 
 def config_of(case: str) -> Any:
-    kind, changes = CASES[case]
+    kind, changes = (CASES | BACKBONES)[case]
     return AutoConfig.for_model(kind, **(FIELDS | changes))
 
 
