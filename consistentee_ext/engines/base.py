@@ -30,6 +30,7 @@ class Engine(ABC):
 
     def __init__(self, stack: Stack | GenericStack, exits: Exits) -> None:
         self.stack: Any = stack
+        self._device = stack.device
         self.exits = exits
 
     @abstractmethod
@@ -48,9 +49,8 @@ class Engine(ABC):
         Args:
             inputs: ``row_ids`` are the numbers from 0 to B - 1 in some order, that of the results.
         """
-        device = self.stack.device
         # Made outside of the mode, so that callers may change them and compute gradients with them.
-        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, device)
+        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, self._device)
         with torch.inference_mode():
             self.advance(inputs, 0, self.stack.num_layers, results)
         return results

@@ -129,7 +129,7 @@ def model_exits(model: Any, backbone: Any, reader: Reader) -> dict[int, Exit]:
             )
         }
     if not is_native(backbone.config):
-        last = _of_logits(model.num_labels, multi_label, reader)
+        last = _of_logits(model.config.num_labels, multi_label, reader)
         return {backbone.config.num_hidden_layers: last}
     family = FAMILIES[backbone.config.model_type]
     last_norm = backbone.get_submodule(family.LAST_NORM) if family.LAST_NORM else None

@@ -93,7 +93,7 @@ def _checked(stack: GenericStack, ops: LayerOps) -> GenericStack:
     if watch.calls != stack.num_layers:
         raise UnsupportedError(f"it calls {watch.calls} layers and has {stack.num_layers}")
     if stack.is_classifier:
-        expected, shape = output.logits.float(), (len(inputs.row_ids), config.num_labels)
+        expected, shape = output.logits.float(), (len(inputs.row_ids), module.config.num_labels)
         if expected.shape != shape:
             raise UnsupportedError(f"its logits have shape {tuple(expected.shape)}, not {shape}")
     else:
@@ -126,7 +126,7 @@ def _inputs(limits: Any, config: Any) -> PackedInputs:
     Neither their number nor the length of the longest is a size in the configuration.
     """
     sizes = {value for value in vars(config).values() if isinstance(value, int)}
-    longest, rows = (next(n for n in range(low, 99) if n not in sizes) for low in (17, 5))
+    longest, rows = (next(n for n in range(low, 99) if n not in sizes) for low in (11, 4))
     lengths = torch.linspace(longest, 1, rows).int()
     offsets = nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
     total = int(offsets[-1])
