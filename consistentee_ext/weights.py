@@ -92,7 +92,7 @@ class AttentionForm(NamedTuple):
         last_queries: where a row has fewer queries than keys, they are its last ones, not its
             first.
         cap: c of ``c * tanh(score / c)``, which stands for the score; None for the score itself.
-            In PyTorch alone, whatever the backend.
+            In PyTorch alone, whatever the backend, and with neither `bias` nor `relative`.
     """
 
     num_kv_heads: int | None = None

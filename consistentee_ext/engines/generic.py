@@ -9,7 +9,7 @@ from consistentee_ext.engines.base import Engine
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import GenericStack
-from consistentee_ext.layers.packed_pass import UnsupportedError
+from consistentee_ext.layers.hooks import UnsupportedError
 from consistentee_ext.ops import HostOps, LayerOps
 from consistentee_ext.packed import ExitResults, PackedBatch
 

@@ -38,7 +38,7 @@ from consistentee_ext.families.guard import check_modules, merge_hint
 from consistentee_ext.families.probe import generic_stack
 from consistentee_ext.families.reader import ClassifierHead, Reader
 from consistentee_ext.layers import GenericStack, Stack
-from consistentee_ext.layers.packed_pass import UnsupportedError
+from consistentee_ext.layers.hooks import UnsupportedError
 from consistentee_ext.ops import load_layer_ops
 
 

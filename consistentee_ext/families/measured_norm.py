@@ -25,6 +25,8 @@ def measured_norm(module: nn.Module, hidden_size: int) -> NormWeights | None:
         wanted = exact(x)
     ones = torch.ones(hidden_size)
     weight, bias = getattr(exact, "weight", None), getattr(exact, "bias", None)
+    if any(part is not None and part.shape != ones.shape for part in (weight, bias)):
+        return None
     weights = [ones] if weight is None else [weight.detach(), weight.detach() + 1]
     biases: list[Tensor | None] = [None, torch.zeros_like(ones) if bias is None else bias.detach()]
     named = (getattr(exact, name, None) for name in ("variance_epsilon", "eps", "epsilon"))

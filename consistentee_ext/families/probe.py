@@ -16,7 +16,7 @@ from consistentee_ext.families.generic import find_layers, limits_of, private_co
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers.generic import GenericStack
-from consistentee_ext.layers.packed_pass import ATTENTION, UnsupportedError, hook_layers, listen
+from consistentee_ext.layers.hooks import ATTENTION, UnsupportedError, hook_layers, listen
 from consistentee_ext.ops import LayerOps
 from consistentee_ext.ops.reference import pack
 from consistentee_ext.packed import PackedBatch

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from consistentee_ext.inputs import PackedInputs
-from consistentee_ext.layers.packed_pass import NoRowLeft, PackedPass, Path, listen
+from consistentee_ext.layers.hooks import listen
+from consistentee_ext.layers.packed_pass import NoRowLeft, PackedPass, Path
 from consistentee_ext.ops import LayerOps
 from consistentee_ext.packed import InputLimits, PackedBatch
 

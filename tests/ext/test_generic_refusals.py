@@ -14,7 +14,8 @@ from transformers import AttentionMaskInterface, AutoConfig
 
 from consistentee.model.from_classifier import from_classifier
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.layers.packed_pass import ATTENTION, PackedPass
+from consistentee_ext.layers.hooks import ATTENTION
+from consistentee_ext.layers.packed_pass import PackedPass
 
 ENDS: dict[str, Any] = {"bos_token_id": 2, "eos_token_id": 3}
 NOT_REPLACED = "its attention cannot be replaced (_supports_attention_backend is False)"
