@@ -105,6 +105,15 @@ def test_independent_labels() -> None:
     torch.testing.assert_close(output.exit_scores, torch.maximum(sure, 1 - sure).amin(dim=-1))
 
 
+@pytest.mark.parametrize("precision", ["high", "medium"])
+def test_products_of_fewer_bits_are_no_reason_to_refuse(precision: str) -> None:
+    torch.set_float32_matmul_precision(precision)
+    try:
+        assert FastEarlyExitEncoder(classifier("gemma2"))(IDS).logits.isfinite().all()
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_threads_share_an_encoder() -> None:
     encoder = FastEarlyExitEncoder(with_exits("gemma2"), threshold=0.5)
     expected = [encoder(IDS[i : i + 2]).logits for i in range(0, 6, 2)]
