@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from consistentee_ext.backend import backend_report
+    from consistentee_ext.causal_lm import classifier_from_causal_lm
     from consistentee_ext.encoder import FastEarlyExitEncoder
     from consistentee_ext.output import EarlyExitOutput
 
-__all__ = ["EarlyExitOutput", "FastEarlyExitEncoder", "__version__", "backend_report"]
+__all__ = [
+    "EarlyExitOutput",
+    "FastEarlyExitEncoder",
+    "__version__",
+    "backend_report",
+    "classifier_from_causal_lm",
+]
 
 # Modules of the names above, imported when a name is first asked for: they bring torch and
 # transformers.
@@ -19,6 +26,7 @@ _HOMES = {
     "EarlyExitOutput": "output",
     "FastEarlyExitEncoder": "encoder",
     "backend_report": "backend",
+    "classifier_from_causal_lm": "causal_lm",
 }
 
 try:

@@ -115,7 +115,9 @@ def select_backend(device: torch.device, requested: str | None = None) -> str:
 
 
 def backend_report(device: torch.device | str | None = None) -> str:
-    """One line a backend: whether it runs on `device` (default: cuda, else cpu), and why."""
+    """One line a backend: whether it runs on `device` (default: cuda, else cpu), and why; one more
+    about models that run as they are.
+    """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(device)
@@ -125,4 +127,5 @@ def backend_report(device: torch.device | str | None = None) -> str:
         found = availability(name, device)
         mark = "*" if name == chosen else " "
         lines.append(f"{mark} {name:<6} {'yes' if found.usable else 'no ':<3} {found.reason}")
+    lines.append("models of no family here: transformers' own layers; repr(encoder) says which run")
     return "\n".join(lines)

@@ -12,6 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -22,7 +25,8 @@ from transformers.utils.hub import cached_file
 
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.exits.head import build_exit_heads
-from consistentee_ext.families import FAMILIES, check_family, take_last_norm
+from consistentee_ext.families import FAMILIES, check_family, is_native, take_last_norm
+from consistentee_ext.families.generic import refusal
 from consistentee_ext.source import Source
 
 # Fields without which config.json does not describe a checkpoint; the defaults of others say that
@@ -83,19 +87,22 @@ def _check_format(source: Source) -> None:
 def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
     name_or_path = source.name_or_path
     model_type = fields.get("model_type")
-    if model_type in FAMILIES:
-        return _load_classifier(source)
     if model_type != ConsistentEEConfig.model_type:
+        reason = _refusal(source, model_type)
+        if reason is None:
+            return _load_classifier(source)
         supported = (ConsistentEEConfig.model_type, *FAMILIES)
         raise ValueError(
-            f"{name_or_path}: expected a config of model_type {', '.join(supported)}, "
-            f"got {model_type!r}"
+            f"{name_or_path}: expected a config of model_type {', '.join(supported)}, or of an "
+            f"encoder that runs on packed rows as it is, got {model_type!r}: {reason}"
         )
     for name in _REQUIRED:
         if name not in fields:
             raise ValueError(f"{name_or_path}: config.json has no field {name!r}")
-    with torch.device("meta"):  # the file brings the weights; no second copy, none at random
-        config = ConsistentEEConfig.from_dict(fields, name_or_path=str(name_or_path))
+    config = ConsistentEEConfig.from_dict(fields, name_or_path=str(name_or_path))
+    # The file brings the weights: no second copy, none at random. What a module that runs as it is
+    # has beside its weights is in no file.
+    with torch.device("meta" if is_native(config.backbone) else "cpu"):
         model = EarlyExitModel(config)
     file = cached_file(name_or_path, "model.safetensors", **source.options())
     assert file is not None  # a missing file raises
@@ -112,7 +119,8 @@ def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
         },
     )
     model.load_state_dict(weights, assign=True)
-    _compute_angles(model.backbone)
+    if is_native(config.backbone):
+        _compute_angles(model.backbone)
     return model.eval()
 
 
@@ -122,6 +130,18 @@ def _compute_angles(backbone: nn.Module) -> None:
         if hasattr(module, "rope_type"):
             make: Any = type(module)
             backbone.set_submodule(name, make(config=backbone.config))
+
+
+def _refusal(source: Source, model_type: object) -> str | None:
+    """Why there is no use in loading a classifier of this type; None if there is."""
+    if model_type in FAMILIES:
+        return None
+    if model_type not in CONFIG_MAPPING:
+        return "transformers does not know it"
+    config = AutoConfig.from_pretrained(source.name_or_path, **source.options())
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return "transformers has no sequence classifier of it"
+    return refusal(config)
 
 
 def load_tokenizer(source: Source) -> Any:

@@ -45,9 +45,11 @@ class FastEarlyExitEncoder(PackedModule):
     devices; it cannot be trained.
 
     Args:
-        model: a `ConsistentEEForSequenceClassification`, or a Hugging Face sequence classifier of
-            a family in `consistentee_ext.families`, which has no exit heads and runs at full depth.
-            It is read, never changed.
+        model: a `ConsistentEEForSequenceClassification`, or a Hugging Face sequence classifier,
+            which has no exit heads and runs at full depth, of a family in
+            `consistentee_ext.families`. One of another family is copied and runs as it is, through
+            its own layers on packed rows, where a check on random tokens finds that it can. It is
+            read, never changed.
         dtype: float32, bfloat16 or float16, or its name; default the model's, or float32 for a
             float64 one and on a processor that multiplies the model's slowly. ``"auto"`` is the
             model's on every processor. Decisions and logits are float32.
@@ -100,7 +102,8 @@ class FastEarlyExitEncoder(PackedModule):
             )
             by_layer = model_exits(model, backbone, reader)
             exits = choose_exits(by_layer, config, exit_layers, criterion, threshold)
-            stack = read_stack(backbone, replace(reader, one_query=exits.last.one_query))
+            reader = replace(reader, one_query=exits.last.one_query)
+            stack = read_stack(model, backbone, reader, backend)
         super().__init__(config, stack, exits, backend, alpha, sync)
         self.tokenizer = tokenizer
 
@@ -119,8 +122,8 @@ class FastEarlyExitEncoder(PackedModule):
         subfolder: str = "",
         **options: Any,
     ) -> FastEarlyExitEncoder:
-        """An encoder from a checkpoint folder or hub name: ConsistentEE, or a classifier of a known
-        family.
+        """An encoder from a checkpoint folder or hub name: ConsistentEE, or a classifier that the
+        class takes.
 
         Loads safetensors only and runs no remote code.
 

@@ -16,7 +16,7 @@ from consistentee_ext.engines.device import SYNC
 from consistentee_ext.exits.exits import Exits, check_exit_criterion, resolve_thresholds
 from consistentee_ext.exits.head import alpha_feature, check_alpha
 from consistentee_ext.forks import without_threads
-from consistentee_ext.layers import Stack
+from consistentee_ext.layers import GenericStack, Stack
 from consistentee_ext.placement import place
 
 
@@ -26,21 +26,20 @@ class PackedModule(DropIn):
     def __init__(
         self,
         config: Any,
-        stack: Stack,
+        stack: Stack | GenericStack,
         exits: Exits,
         backend: str | None,
         alpha: float | None,
         sync: str,
     ) -> None:
-        words = stack.embedding.words
-        super().__init__(config, words.dtype, words.device)
+        super().__init__(config, stack.dtype, stack.device)
         self.backend = select_backend(self.device, backend)
         if sync not in SYNC:
             raise ValueError(f"sync: expected one of {SYNC}, got {sync!r}")
         self._sync = sync
         self.exit_layers = exits.layers
         self._engine = choose_engine(stack, exits, self.backend, sync)
-        self._limits = stack.embedding.limits
+        self._limits = stack.limits
         self._alpha: float | None = None
         if alpha is None and getattr(config, "alpha_range", None) is not None:
             alpha = config.alpha
@@ -50,7 +49,8 @@ class PackedModule(DropIn):
     @property
     def num_layers(self) -> int:
         """L, the layers of the full model."""
-        return self._engine.stack.num_layers
+        layers: int = self._engine.stack.num_layers
+        return layers
 
     @property
     def max_positions(self) -> int:
@@ -103,6 +103,12 @@ class PackedModule(DropIn):
         by_layer = self._engine.exits.by_layer
         self._set_exits(by_layer={layer: e.at_alpha(feature) for layer, e in by_layer.items()})
 
+    @override
+    def extra_repr(self) -> str:
+        """What runs: the model's type, the backend, the engine."""
+        kind = getattr(self.config, "backbone", self.config).model_type
+        return f"{kind}, backend {self.backend}, {self._engine.description}"
+
     def __getstate__(self) -> dict[str, Any]:
         engine = self._engine
         # The engine may lie in C++: it is made again where its weights arrive.
@@ -121,7 +127,7 @@ class PackedModule(DropIn):
             placed = place(engine.stack, device), place(engine.exits, device)
         self._start_engine(*placed)
 
-    def _start_engine(self, stack: Stack, exits: Exits) -> None:
+    def _start_engine(self, stack: Stack | GenericStack, exits: Exits) -> None:
         """By the backend there was, if it can run here."""
         if not availability(self.backend, self.device).usable:
             self.backend = select_backend(self.device)

@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass, replace
 from typing import TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from consistentee_ext.ops.checks import FLOAT_DTYPES
 from consistentee_ext.ops.onednn import dense, is_fast, prepack
@@ -19,7 +19,7 @@ Part = TypeVar("Part")
 
 def place(part: Part, device: torch.device) -> Part:
     """A stack or exits on a device, through dataclasses, named tuples, tuples and mappings; what
-    has one place in the part has one there.
+    has one place in the part has one there. A module is moved, all else is copied.
     """
     placed: dict[int, object] = {}
 
@@ -32,7 +32,7 @@ def place(part: Part, device: torch.device) -> Part:
         if isinstance(value, LinearWeights):
             bias = None if value.bias is None else value.bias.to(device)
             return prepack(dense(value).to(device), bias, value.activation)
-        if isinstance(value, Tensor):
+        if isinstance(value, (Tensor, nn.Module)):
             return value.to(device)
         if isinstance(value, tuple):
             make: Callable[..., object] = getattr(type(value), "_make", tuple)  # a named one

@@ -91,6 +91,8 @@ class AttentionForm(NamedTuple):
         key_norm: likewise of the keys.
         last_queries: where a row has fewer queries than keys, they are its last ones, not its
             first.
+        cap: c of ``c * tanh(score / c)``, which stands for the score; None for the score itself.
+            In PyTorch alone, whatever the backend, and with neither `bias` nor `relative`.
     """
 
     num_kv_heads: int | None = None
@@ -103,6 +105,7 @@ class AttentionForm(NamedTuple):
     query_norm: NormWeights | None = None
     key_norm: NormWeights | None = None
     last_queries: bool = False
+    cap: float | None = None
 
 
 PLAIN = AttentionForm()  # BERT's

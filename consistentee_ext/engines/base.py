@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
-from consistentee_ext.layers import Stack
+from consistentee_ext.layers import GenericStack, Stack
 from consistentee_ext.packed import ExitResults, PackedBatch
 
 
@@ -17,12 +18,18 @@ class Engine(ABC):
     """A stack and its exits, ready to run. It never changes: other exits make another engine.
 
     Args:
-        stack: embedding and blocks.
+        stack: embedding and blocks, or a module that stands for them.
         exits: where and how rows leave.
+
+    Attributes:
+        description: what runs, in a few words.
     """
 
-    def __init__(self, stack: Stack, exits: Exits) -> None:
-        self.stack = stack
+    description: str
+
+    def __init__(self, stack: Stack | GenericStack, exits: Exits) -> None:
+        self.stack: Any = stack
+        self._device = stack.device
         self.exits = exits
 
     @abstractmethod
@@ -35,9 +42,8 @@ class Engine(ABC):
         Args:
             inputs: ``row_ids`` are the numbers from 0 to B - 1 in some order, that of the results.
         """
-        device = self.stack.embedding.words.device
         # Made outside of the mode, so that callers may change them and compute gradients with them.
-        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, device)
+        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, self._device)
         with torch.inference_mode():
             self.advance(inputs, 0, self.stack.num_layers, results)
         return results

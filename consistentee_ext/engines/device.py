@@ -45,6 +45,9 @@ class DeviceEngine(Engine):
     With `graphs`, a whole pass over few enough tokens is replayed (`PassGraphs`).
     """
 
+    stack: Stack
+    description = "kernels launched without a wait"
+
     def __init__(
         self,
         stack: Stack,

@@ -16,6 +16,9 @@ from consistentee_ext.packed import ExitResults, PackedBatch
 class EagerEngine(Engine):
     """Each block and each exit step is a few calls from Python; the host knows all survivors."""
 
+    stack: Stack
+    description = "op by op"
+
     def __init__(self, stack: Stack, exits: Exits, ops: HostOps) -> None:
         super().__init__(stack, exits)
         self._ops = ops

@@ -22,6 +22,9 @@ from consistentee_ext.weights import LinearWeights, NormWeights
 class NativeEngine(Engine):
     """Blocks and exits laid out once in C++; it computes what `EagerEngine` does op by op."""
 
+    stack: Stack
+    description = "one call into C++"
+
     def __init__(self, stack: Stack, exits: Exits, number: _Number | None = None) -> None:
         super().__init__(stack, exits)
         self._number = number or _Number(stack, exits)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from consistentee_ext.exits.head import ExitHead, Policy, num_layers_of
-from consistentee_ext.families import FAMILIES
+from consistentee_ext.families import FAMILIES, is_native
 from consistentee_ext.families.reader import ClassifierHead, Reader, expect
 from consistentee_ext.names import MULTI_LABEL
 from consistentee_ext.ops.norm import norm
@@ -128,6 +128,9 @@ def model_exits(model: Any, backbone: Any, reader: Reader) -> dict[int, Exit]:
                 zip(model.heads, poolings, strict=True), start=1
             )
         }
+    if not is_native(backbone.config):
+        last = _of_logits(model.config.num_labels, multi_label, reader)
+        return {backbone.config.num_hidden_layers: last}
     family = FAMILIES[backbone.config.model_type]
     last_norm = backbone.get_submodule(family.LAST_NORM) if family.LAST_NORM else None
     last = _of_classifier(family.read_head(model), last_norm, multi_label, reader)
@@ -189,6 +192,13 @@ def _of_classifier(
         state_norm=None if head.state_norm is None else reader.norm(head.state_norm),
         pools_states=head.pools_states,
     )
+
+
+def _of_logits(classes: int, multi_label: bool, reader: Reader) -> Exit:
+    """The exit of a classifier that runs as it is: of rows that are its logits."""
+    same = torch.eye(classes, device=reader.device)
+    weights = HeadWeights(same, same.new_zeros(classes), state_activation="none")
+    return Exit("cls", None, weights._replace(multi_label=multi_label))
 
 
 def _split_activation(name: str, something_follows: bool = False) -> tuple[str | None, str]:

@@ -1,16 +1,19 @@
 """Model families: how a Hugging Face module is read into a `Stack`. One short file a family, or one
 for those whose modules are alike, and a line below; docs/adding_a_family.md is a walk through one.
 
+Encoders of other families run as they are where they can, see `generic`.
+
 The modules hold no arithmetic.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from torch import nn
 from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from consistentee_ext.backend import select_backend
 from consistentee_ext.families import (
     albert,
     bert,
@@ -30,9 +33,13 @@ from consistentee_ext.families import (
     roformer,
     xlm_roberta_xl,
 )
+from consistentee_ext.families.generic import angles_go_by_length, last_norm_of, refusal
 from consistentee_ext.families.guard import check_modules, merge_hint
+from consistentee_ext.families.probe import generic_stack
 from consistentee_ext.families.reader import ClassifierHead, Reader
-from consistentee_ext.layers import Stack
+from consistentee_ext.layers import GenericStack, Stack
+from consistentee_ext.layers.hooks import UnsupportedError
+from consistentee_ext.ops import load_layer_ops
 
 
 class Family(Protocol):
@@ -81,15 +88,20 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def is_native(config: Any) -> bool:
+    """Whether a family here reads encoders of this configuration."""
+    return config.model_type in FAMILIES and not angles_go_by_length(config)
+
+
 def check_family(config: Any, name: str) -> None:
     """Raise ValueError, about the argument `name`, unless this configuration's encoder can be
-    read.
+    read, or may run as it is.
     """
-    kind = getattr(config, "model_type", None)
-    if kind not in FAMILIES:
-        raise ValueError(
-            f"{name}: expected an encoder of model_type {', '.join(FAMILIES)}, got {kind!r}"
-        )
+    if not is_native(config):
+        reason = refusal(config)
+        if reason is not None:
+            _refuse(config, name, reason)
+        return
     if getattr(config, "is_decoder", False):
         raise ValueError(f"{name}: expected an encoder, got a config with is_decoder=True")
     position = getattr(config, "position_embedding_type", None) or "absolute"
@@ -120,20 +132,42 @@ def find_backbone(model: object) -> nn.Module:
     return backbone
 
 
+def _refuse(config: Any, name: str, reason: str) -> NoReturn:
+    raise ValueError(
+        f"{name}: expected an encoder of model_type {', '.join(FAMILIES)}, or one that runs on "
+        f"packed rows as it is, got {config.model_type!r}: {reason}"
+    )
+
+
 def take_last_norm(backbone: Any) -> nn.Module | None:
     """The norm behind an encoder's last block, where blocks norm first; it is taken out of the
     encoder, whose hidden states are then alike at all layers. None where there is none.
     """
     family = FAMILIES.get(backbone.config.model_type)
-    if family is None or family.LAST_NORM is None:
+    name = last_norm_of(backbone) if family is None else family.LAST_NORM
+    if name is None:
         return None
-    norm: nn.Module = backbone.get_submodule(family.LAST_NORM)
+    norm: nn.Module = backbone.get_submodule(name)
     if isinstance(norm, nn.Identity):
         return None
-    backbone.set_submodule(family.LAST_NORM, nn.Identity())
+    backbone.set_submodule(name, nn.Identity())
     return norm
 
 
-def read_stack(backbone: Any, reader: Reader) -> Stack:
-    """The encoder as data."""
-    return FAMILIES[backbone.config.model_type].read_stack(backbone, reader)
+def read_stack(
+    model: nn.Module, backbone: Any, reader: Reader, backend: str | None
+) -> Stack | GenericStack:
+    """The encoder as data, or, in a family of its own, the model or its encoder as it is.
+
+    `backend` is the encoder's argument.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if is_native(backbone.config):
+        return FAMILIES[backbone.config.model_type].read_stack(backbone, reader)
+    ops = load_layer_ops(select_backend(reader.device, backend))
+    try:
+        return generic_stack(model, backbone, reader, ops)
+    except UnsupportedError as error:
+        _refuse(backbone.config, "model", str(error))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from consistentee_ext.families.measured_norm import measured_norm
 from consistentee_ext.layers import Attention, Block, Embedding
 from consistentee_ext.ops.onednn import prepack
 from consistentee_ext.packed import InputLimits
@@ -123,7 +124,7 @@ class Reader:
 
     def norm(self, module: Any) -> NormWeights:
         """A norm with its eps: a layer norm, whose bias may be absent, or a root-mean-square norm
-        of transformers.
+        of transformers, or another module that computes one of the two.
         """
         name = type(module).__name__
         if name in _RMS_NORMS:
@@ -133,7 +134,14 @@ class Reader:
         if name == "DebertaLayerNorm":  # a layer norm of its own
             weight, bias = self.tensor(module.weight), self.tensor(module.bias)
             return NormWeights(weight, bias, module.variance_epsilon)
-        expect(module, nn.LayerNorm, "every norm")
+        if type(module) is not nn.LayerNorm:  # one of its kin may compute something else
+            measured = measured_norm(module, self.config.hidden_size)
+            if measured is not None:
+                own = None if measured.bias is None else self.tensor(measured.bias)
+                return NormWeights(self.tensor(measured.weight), own, measured.eps)
+            raise ValueError(
+                f"model: expected every norm to be a LayerNorm, got {type(module).__name__}"
+            )
         weight = self.tensor(module.weight)
         bias = torch.zeros_like(weight) if module.bias is None else self.tensor(module.bias)
         return NormWeights(weight, bias, module.eps)

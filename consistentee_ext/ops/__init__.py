@@ -115,6 +115,11 @@ def load_ops(backend: str) -> HostOps:
     return cast(HostOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
 
 
+def load_layer_ops(backend: str) -> LayerOps:
+    """The module of any backend."""
+    return cast(LayerOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))
+
+
 def load_device_ops(backend: str) -> DeviceOps:
     """The module of ``cuda`` or ``triton``, whose libraries are imported with it."""
     return cast(DeviceOps, importlib.import_module(f"{__name__}.{_MODULES[backend]}"))

@@ -44,8 +44,21 @@ def attend(
     added = _added(query, key, distance, scale, form)
     if added is not None:
         mask = added if mask is None else added.masked_fill(~mask, -torch.inf)
-    context = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
+    if form.cap is not None:
+        context = _capped(query, key, value, mask, scale, form.cap)
+    else:
+        context = scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
     return context.to(dtype)
+
+
+def _capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, cap: float
+) -> Tensor:
+    """Attention whose scores are ``cap * tanh(scale * Q K^T / cap)``, in float32."""
+    scores = cap * torch.tanh(query.float() @ key.float().transpose(-1, -2) * (scale / cap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return scores.softmax(dim=-1) @ value.float()
 
 
 def _seen(distance: Tensor, form: AttentionForm, present: Tensor | None) -> Tensor | None:

@@ -65,6 +65,10 @@ def attention(
     form: AttentionForm = PLAIN,
 ) -> Tensor:
     """Self-attention within each row, ``[Tq, H]``."""
+    if form.cap is not None:
+        return reference.attention(
+            query, key, value, query_offsets, key_offsets, num_heads, form=form
+        )
     others = {} if form == PLAIN else form_arguments(form)
     out: Tensor = torch.ops.consistentee.attention.default(
         query,

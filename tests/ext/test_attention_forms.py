@@ -58,6 +58,8 @@ FORMS: dict[str, AttentionForm] = {
     "content and distance": AttentionForm(scale=0.1, relative=relative()),
     "content alone": AttentionForm(scale=0.1, relative=relative(queries=False)),
     "distance alone": AttentionForm(scale=0.1, relative=relative(keys=False)),
+    "capped": AttentionForm(cap=1.5),
+    "capped causal window": AttentionForm(num_kv_heads=2, scale=0.3, low=0, high=40, cap=1.5),
     "norms": AttentionForm(query_norm=head_norm(3), key_norm=head_norm(4), rotation=rotation()),
     "all": AttentionForm(
         num_kv_heads=2,
@@ -116,6 +118,8 @@ def exact(form: AttentionForm, given: tuple[Any, ...]) -> Tensor:
                     table = form.relative.queries[head].double().T
                     scores += (k[None] * table[bucket]).sum(-1)
             scores *= SIZE**-0.5 if form.scale is None else form.scale
+            if form.cap is not None:
+                scores = form.cap * (scores / form.cap).tanh()
             if form.bias is not None:
                 scores += form.bias[head][distance + LONGEST - 1]
             if form.low is not None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import Device
-from support.family_cases import CASES, DECODER, FIELDS, VOCABULARY, blown_up, classifier, config_of
+from support.family_cases import CASES, FIELDS, VOCABULARY, blown_up, classifier, config_of
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, FNetConfig
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -252,17 +252,6 @@ def test_masks_with_holes_are_refused_where_attention_goes_by_place(case: str) -
         encoder(ids, mask)
     with pytest.raises(ValueError, match="position_ids: expected none, as this model goes by"):
         encoder(ids, position_ids=torch.arange(5)[None])
-
-
-def test_angles_that_depend_on_the_length_of_a_row_are_refused() -> None:
-    fields = (
-        FIELDS
-        | DECODER
-        | {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}
-    )
-    config = AutoConfig.for_model("llama", **fields)
-    with pytest.raises(ValueError, match=r"model: expected rotary positions of .*, got 'dynamic'"):
-        FastEarlyExitEncoder(AutoModelForSequenceClassification.from_config(config))
 
 
 @pytest.mark.parametrize("case", ["llama", "modernbert", "deberta-v3", "albert with groups"])

@@ -1,4 +1,6 @@
-"""Training on encoders of other families than BERT, and the engine on what it leaves."""
+"""Training on encoders of other families than BERT, and the engine on what it leaves. Gemma 2 is
+one of no family here.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +36,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "electra": {"embedding_size": 16},
     "ernie": {},
     "gte": {"type_vocab_size": 0},
+    "gemma2": DECODER | {"head_dim": 16},
     "llama": DECODER,
     "modernbert": MODERN,
     "mpnet": {},
     "roberta": {},
     "xlm-roberta": {},
 }
-WITHOUT_SEGMENTS = ("distilbert", "llama", "modernbert")  # in their tokenizers
+CAUSAL = ("gemma2", "llama")
+WITHOUT_SEGMENTS = ("distilbert", "modernbert", *CAUSAL)  # in their tokenizers
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -53,7 +57,7 @@ def test_a_family_is_trained_and_run(family: str, tmp_path: Path) -> None:
     if family in WITHOUT_SEGMENTS:
         rows, dev = (table.remove_columns("token_type_ids") for table in (rows, dev))
     output = tmp_path / "model"
-    pooling: Any = {"pooling": "last"} if family == "llama" else {}
+    pooling: Any = {"pooling": "last"} if family in CAUSAL else {}
     train(backbone, rows, dev, output, tokenizer(), SETTINGS, **pooling)
 
     batch = {name: dev[name] for name in ("input_ids", "attention_mask")}

@@ -10,7 +10,7 @@ from torch import nn
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext.configuration import ConsistentEEConfig, answer_type
 from consistentee_ext.exits.head import start_pooler
-from consistentee_ext.families import FAMILIES, find_backbone
+from consistentee_ext.families import FAMILIES, find_backbone, is_native
 from consistentee_ext.names import METRICS_OF, REGRESSION, Pooling
 
 
@@ -34,6 +34,11 @@ def from_classifier(
     if hasattr(classifier, "heads"):
         raise ValueError("model: expected a classifier without exits, got one that has them")
     source: Any = classifier.config
+    if not is_native(backbone.config):
+        raise ValueError(
+            f"model: expected a classifier of a family in consistentee_ext.families, got "
+            f"{type(classifier).__name__}; train with its encoder as backbone"
+        )
     head = FAMILIES[backbone.config.model_type].read_head(classifier)
     if head.pooler is None or head.pooling != "cls" or head.state_norm is not None:
         raise ValueError(
