@@ -23,7 +23,7 @@ from workloads import Pass, Workload
 from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.layers import Block
+from consistentee_ext.layers import Block, GenericStack
 from consistentee_ext.ops import load_ops
 from consistentee_ext.ops.onednn import is_fast
 
@@ -162,6 +162,8 @@ def truncated(workload: Workload) -> Pass:
 def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
     encoder = workload.encoder(dtype)
+    if isinstance(encoder._engine.stack, GenericStack):
+        raise AbsentError("the products are not ours")
     ops = load_ops(encoder.backend)
     steps: list[tuple[Block, int]] = []
     for batch in workload.batches:
@@ -184,7 +186,7 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
 
 
 class AbsentError(ImportError):
-    """The processor lacks what the engine is for."""
+    """The processor or the model lacks what the engine is for."""
 
 
 def in_bf16(engine: Callable[..., Pass], **options: Any) -> Callable[[Workload], Pass]:

@@ -65,6 +65,7 @@ BASES: dict[str, tuple[str, dict[str, Any]]] = {
     "gte-base": ("gte", {"type_vocab_size": 0}),
     "modernbert-base": ("modernbert", {}),
     "mpnet-base": ("mpnet", {}),
+    "roc-bert-base": ("roc_bert", {}),  # of no family of ours
     "roberta-base": ("roberta", {"type_vocab_size": 1, "max_position_embeddings": 514}),
 }
 WITH_SEGMENTS = ("bert-base",)
