@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
+from consistentee_ext.generation.rules import Arrival
 
 VOCABULARY = 61
 FIELDS: dict[str, Any] = {
@@ -100,3 +102,21 @@ def random_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
     return [
         torch.randint(3, VOCABULARY, (length,), generator=generator).tolist() for length in lengths
     ]
+
+
+@dataclass(frozen=True)
+class PatternRule:
+    """Answer token n of row b leaves behind layer ``exits[b, n - 1]``."""
+
+    exits: torch.Tensor
+    reads_logits: ClassVar[bool] = False
+
+    def __call__(self, arrival: Arrival) -> torch.Tensor:
+        numbers = arrival.numbers.clamp(1, self.exits.shape[1])
+        return self.exits[arrival.rows, numbers - 1] == arrival.layer
+
+
+def random_exits(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:
+    """Layers of 1 to 4."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(1, 5, (rows, tokens), generator=generator)
