@@ -157,8 +157,30 @@ def test_what_a_token_sees_of_one_that_left():
     assert not same[3:, 2:].any()
 
 
-def rewards(tokens):
-    return torch.randn(tokens, 4, generator=torch.Generator().manual_seed(2)).double()
+def test_gradients_reach_the_trunk_through_both_streams():
+    """Against finite differences, in a direction at random for each weight."""
+    model = tiny_causal_lm().double()
+    rule = PatternRule(random_exits(3, 9))
+    weights = torch.randn(18, 4, 32, generator=torch.Generator().manual_seed(1)).double()
+
+    def value():
+        found = two_streams(model, IDS, PROMPT_LENGTHS, LENGTHS, rule)
+        return (found.states * weights).sum() + found.first_states.square().sum()
+
+    value().backward()
+    for name, parameter in model.named_parameters():
+        if ".policy." in name or "lm_head" in name:
+            continue
+        generator = torch.Generator().manual_seed(len(name))
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        with torch.no_grad():
+            parameter.add_(1e-6 * direction)
+            above = value()
+            parameter.sub_(2e-6 * direction)
+            below = value()
+            parameter.add_(1e-6 * direction)
+        expected = (above - below).item() / 2e-6
+        assert (parameter.grad * direction).sum().item() == pytest.approx(expected, rel=1e-3), name
 
 
 def policy_gradient(model, loss):

@@ -17,7 +17,7 @@ Letters: B rows, S tokens of a row, N of them in all that decide, E exits, L lay
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,17 +35,20 @@ class Streams(NamedTuple):
             policies and LM head read.
         policy_logits: ``[N, E]``.
         exit_layers: ``[N]`` int64, in 1..L, where each token left in stream A.
+        first_states: ``[B, H]``, of the last token of each prompt behind the last layer: what
+            predicts the first token of the answer.
     """
 
     states: Tensor
     policy_logits: Tensor
     exit_layers: Tensor
+    first_states: Tensor
 
 
 class SampledRule:
     """Leave with the policy's probability: a sample of exits, drawn from torch's generator."""
 
-    reads_logits = False
+    reads_logits: ClassVar[bool] = False
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
@@ -114,6 +117,14 @@ def two_streams(
         policy_logits.append(arrival.policy_logits)
         leaves = rule(arrival) & ~left[rows, places]
         exit_layers[leaves] = layer
-        left[rows[leaves], places[leaves]] = True
-    states.append(model.readout(trunk.num_layers, hidden[rows, places]))
-    return Streams(torch.stack(states, dim=1), torch.stack(policy_logits, dim=1), exit_layers)
+        # Not in place: autograd keeps the mask of the layers before.
+        left = left.index_put((rows[leaves], places[leaves]), left.new_ones(()))
+    last = model.readout(trunk.num_layers, hidden[rows, places])
+    in_front = torch.arange(len(lengths), device=lengths.device), prompt_lengths - 1
+    first_states = model.readout(trunk.num_layers, hidden[in_front])
+    return Streams(
+        torch.stack([*states, last], dim=1),
+        torch.stack(policy_logits, dim=1),
+        exit_layers,
+        first_states,
+    )
