@@ -169,3 +169,50 @@ def test_a_loss_that_is_not_finite_ends_in_one_line(
     assert message.startswith("consistentee: readouts: expected a finite loss, got nan at step 1;")
     assert "Traceback" not in done.err
     assert not output.exists()
+
+
+def test_evaluate_a_generator(
+    run: Callable[..., Run], decoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    output, file = tmp_path / "model", tmp_path / "figures.json"
+    command = ("train", "--generation", "--model", decoder, "--data", texts, "--output", output)
+    assert run(*command, *SHORT).code == 0
+    on_dev = ("--data", texts / "dev.jsonl", "--max-new-tokens", 6)
+    done = run("evaluate", output, *on_dev, "--json", file)
+    assert done.code == 0, done.err
+    for said in ("ROUGE-L to the text at full depth", "mean exit layer", "of 4", "cost ratio"):
+        assert said in done.out
+    figures = json.loads(file.read_text())
+    assert figures["rows"] == 8
+    assert 0.0 <= figures["free_running"]["identical"] <= 1.0
+    assert figures["rouge"].keys() == {"rouge1", "rouge2", "rougeL"}
+    full = tmp_path / "full.json"
+    assert run("evaluate", output, *on_dev, "--threshold", 1, "--json", full).code == 0
+    assert json.loads(full.read_text())["free_running"]["identical"] == 1.0
+    assert "rules" not in figures
+    done = run("evaluate", output, *on_dev, "--rules", "--json", file)
+    assert done.code == 0, done.err
+    for said in ("policy", "confidence", "saturation", "truncation", "depth by position"):
+        assert said in done.out
+        assert json.loads(file.read_text())["rules"][said]
+    evaluate = ("evaluate", output, *on_dev)
+    check_one_line(run(*evaluate, "--alpha", 1), "alpha: expected none with a generator")
+    check_one_line(run(*evaluate, "--threshold", 0), "threshold: expected a number")
+    empty = write(tmp_path / "empty.jsonl", "")
+    check_one_line(run("evaluate", output, "--data", empty), "empty.jsonl: expected at least one")
+    dev = ("--data", texts / "dev.jsonl")
+    for command in (
+        ("calibrate", output, *dev, "--layer-ratio", 1.1),
+        ("predict", output, texts / "dev.jsonl", "--output", tmp_path / "x.csv"),
+        ("report", output, *dev, "--output", tmp_path / "x.html"),
+    ):
+        check_one_line(run(*command), "model: expected a classifier, got a generator")
+
+
+def test_a_classifier_takes_no_generators_option(
+    run: Callable[..., Run], checkpoint: Path, data: Path
+) -> None:
+    done = run("evaluate", checkpoint, "--data", data / "test.tsv", "--max-new-tokens", 3)
+    check_one_line(done, "max-new-tokens: expected a generator's checkpoint beside it")
+    done = run("evaluate", checkpoint, "--data", data / "test.tsv", "--rules")
+    check_one_line(done, "rules: expected a generator's checkpoint beside it")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from consistentee.cli.generation import evaluate_decoder, is_generator, refuse_generator
 from consistentee.cli.options import (
     Alpha,
     Checkpoint,
@@ -55,6 +56,7 @@ def calibrate(
     )
 
     local_config(checkpoint)  # raises
+    refuse_generator(checkpoint)
     if max_disagreement is None:
         table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     else:
@@ -86,17 +88,39 @@ def evaluate(
     data: File,
     threshold: Threshold = None,
     alpha: Alpha = None,
+    max_new_tokens: Annotated[
+        int | None, Option(help="Of a generator's answers. Default: 64.")
+    ] = None,
+    rules: Annotated[
+        bool, Option("--rules", help="Compare a generator's policies with other exit rules.")
+    ] = False,
     json: Annotated[Path | None, Option(help="File to write the results to.")] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Measure accuracy, layers and seconds, compared with the same model at full depth."""
+    """Measure a checkpoint on a file, compared with itself at full depth.
+
+    Of a classifier accuracy, layers and seconds; of a generator what its texts are worth.
+    """
     from consistentee.atomic_files import check_writable, write_json
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import answer_type_of, evaluate_checkpoint
 
     if json is not None:
         check_writable(json)
+    if is_generator(checkpoint):
+        others = {
+            "alpha": alpha,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        figures = evaluate_decoder(checkpoint, data, threshold, max_new_tokens, rules, others)
+        if json is not None:
+            write_json(json, figures)
+        return
+    if rules or max_new_tokens is not None:
+        name = "rules" if rules else "max-new-tokens"
+        raise ValueError(f"{name}: expected a generator's checkpoint beside it")
     table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     metrics = evaluate_checkpoint(checkpoint, table, threshold, alpha).metrics
     if json is not None:
@@ -114,6 +138,7 @@ def predict(
     resume: Annotated[bool, Option("--resume", help="Go on where a stopped run was.")] = False,
 ) -> None:
     """Classify the rows of a file; write them with prediction, exit layer and score."""
+    refuse_generator(checkpoint)
     from consistentee.evaluation.predict import predict_file
 
     predict_file(checkpoint, input, output, text_column or None, threshold, alpha, resume)
@@ -141,6 +166,7 @@ def report(
     from consistentee.report.write import check_report, write_report
 
     check_report(output)
+    refuse_generator(checkpoint)
     curves = None if comparison is None else read_json(comparison)
     table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from consistentee.cli.options import ConfigOptions, GenerationOptions, SettingsOptions
-from consistentee.cli.tables import show
+from consistentee.cli.tables import show, show_rules
 
-if TYPE_CHECKING:  # at run time it would import torch
+if TYPE_CHECKING:  # at run time they would import torch
+    from consistentee.atomic_files import Json
     from consistentee.generation.settings import DecoderFields
 
 # Of the options that are a classifier's too.
@@ -70,3 +71,56 @@ def train_decoder(
     if log["pad_token"] is not None:
         found["pad token"] = f"{log['pad_token']}, the end token, as the tokenizer has none"
     show(f"{output}: on dev", found)
+
+
+def is_generator(checkpoint: str | Path) -> bool:
+    """Whether config.json says that a checkpoint is a decoder with exits."""
+    from transformers import PreTrainedConfig
+
+    from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig
+
+    fields, _ = PreTrainedConfig.get_config_dict(checkpoint)
+    return fields.get("model_type") == ConsistentEECausalLMConfig.model_type
+
+
+def refuse_generator(checkpoint: str | Path) -> None:
+    """Raise ValueError where a command cannot take a decoder with exits."""
+    if is_generator(checkpoint):
+        raise ValueError(f"{checkpoint}: expected a classifier, got a generator")
+
+
+def evaluate_decoder(
+    checkpoint: str,
+    data: Path,
+    threshold: float | None,
+    max_new_tokens: int | None,
+    rules: bool,
+    others: Mapping[str, object],
+) -> Json:
+    """``evaluate`` of a generator; `others` are options that it does not take."""
+    for name, value in others.items():
+        if value:
+            raise ValueError(f"{name}: expected none with a generator")
+    from consistentee.generation.data import load_rows
+    from consistentee.generation.evaluate import evaluate_generator, load_generator
+
+    rows = load_rows(data, completions=False)
+    found = evaluate_generator(*load_generator(checkpoint), rows, threshold, max_new_tokens, rules)
+    forced, free = found["teacher_forced"], found["free_running"]
+    table = {
+        "threshold": f"{found['threshold']:.4f}",
+        "tokens as at full depth, on its text": f"{forced['agreement']:.2%}",
+        "texts as at full depth": f"{free['identical']:.2%}",
+        "tokens before the first other": f"{free['tokens_before_difference']:.1f}",
+        "ROUGE-L to the text at full depth": f"{free['rouge']['rougeL']:.2f}",
+    }
+    if "rouge" in found:
+        for name, title in (("rouge1", "ROUGE-1"), ("rouge2", "ROUGE-2"), ("rougeL", "ROUGE-L")):
+            full = found["full_depth_rouge"][name]
+            table[title] = f"{found['rouge'][name]:.2f}, at full depth {full:.2f}"
+    table["mean exit layer"] = f"{free['mean_exit_layer']:.2f} of {found['num_layers']}"
+    table["cost ratio"] = f"{free['cost_ratio']:.2f}"
+    show(f"{checkpoint} on {data}, {found['rows']} rows", table)
+    if rules:
+        show_rules(found["rules"])
+    return found
