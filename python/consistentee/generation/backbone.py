@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
+from consistentee.generation.extra import needing
 from consistentee.generation.settings import DecoderFields
 from consistentee.model.modeling import finding_backbone
 from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig, check_backbone
@@ -42,13 +46,14 @@ def load_backbone(
     source: str | os.PathLike[str] = name_or_path
     if path.suffix == ".gguf":
         source, options["gguf_file"] = path.parent, path.name
-    with finding_backbone(Source(name_or_path).checked().name_or_path, _EXPECTED):
+    Source(name_or_path).checked()
+    with needing("gguf"), _finding(name_or_path):
         config = AutoConfig.from_pretrained(source, **options)
     check_backbone(config)
     classifiers = [n for n in config.architectures or () if "Classification" in n]
     if classifiers:
         raise ValueError(f"backbone: expected a decoder with its LM head, got a {classifiers[0]}")
-    with finding_backbone(name_or_path, _EXPECTED):
+    with needing("gguf"), _finding(name_or_path):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **options
         )
@@ -63,6 +68,15 @@ def load_backbone(
     if tokenizer.pad_token is None:
         padding = tokenizer.pad_token = tokenizer.eos_token
     return decoder, tokenizer, padding
+
+
+@contextmanager
+def _finding(name_or_path: str | os.PathLike[str]) -> Iterator[None]:
+    with finding_backbone(name_or_path, _EXPECTED):
+        try:
+            yield
+        except (KeyError, struct.error) as error:  # of a file .gguf that is cut or lacks a field
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def with_exits(

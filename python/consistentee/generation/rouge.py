@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rouge_score.rouge_scorer import RougeScorer
+from consistentee.generation.extra import needing
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 
@@ -17,7 +17,12 @@ def rouge(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[flo
     Args:
         texts: one or more.
         references: one for each.
+
+    Raises:
+        ValueError: the package is not installed.
     """
+    with needing("rouge-score"):
+        from rouge_score.rouge_scorer import RougeScorer
     scorer = RougeScorer(ROUGE, use_stemmer=True)
     scores = [scorer.score(r, t) for t, r in zip(texts, references, strict=True)]
     return {name: [100.0 * score[name].fmeasure for score in scores] for name in ROUGE}
