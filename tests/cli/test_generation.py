@@ -93,7 +93,7 @@ def test_train_says_in_one_line_what_is_wrong(
         command = ("train", "--generation", "--model", model, "--data", data, "--output", output)
         return run(*command, *SHORT, *more)
 
-    def rows(name: str, *lines: dict[str, object]) -> Path:
+    def rows(name: str, *lines: dict[str, str]) -> Path:
         folder = tmp_path / name
         folder.mkdir()
         shutil.copy(texts / "dev.jsonl", folder)
@@ -201,12 +201,34 @@ def test_evaluate_a_generator(
     empty = write(tmp_path / "empty.jsonl", "")
     check_one_line(run("evaluate", output, "--data", empty), "empty.jsonl: expected at least one")
     dev = ("--data", texts / "dev.jsonl")
-    for command in (
-        ("calibrate", output, *dev, "--layer-ratio", 1.1),
+    others: list[tuple[object, ...]] = [
         ("predict", output, texts / "dev.jsonl", "--output", tmp_path / "x.csv"),
         ("report", output, *dev, "--output", tmp_path / "x.html"),
-    ):
-        check_one_line(run(*command), "model: expected a classifier, got a generator")
+    ]
+    for other in others:
+        check_one_line(run(*other), "model: expected a classifier, got a generator")
+
+
+def test_calibrate_a_generator(
+    run: Callable[..., Run], decoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "model"
+    command = ("train", "--generation", "--model", decoder, "--data", texts, "--output", output)
+    assert run(*command, *SHORT).code == 0
+    lines = (texts / "train.jsonl").read_text() * 8
+    many = write(tmp_path / "many.jsonl", lines)
+    calibrate = ("calibrate", output, "--data", many, "--max-new-tokens", 6)
+    done = run(*calibrate, "--max-token-change", 0.2)
+    assert done.code == 0, done.err
+    for said in ("tokens as not at full depth", "cost ratio", "320 rows"):
+        assert said in done.out
+    threshold = json.loads((output / "config.json").read_text())["threshold"]
+    assert f"{threshold:.4f}" in done.out
+    assert run(*calibrate, "--max-rouge-loss", 0.2).code == 0
+    check_one_line(run(*calibrate, "--layer-ratio", 1.1), "layer-ratio: expected none with a gen")
+    check_one_line(run(*calibrate), "calibrate: expected one of max_token_change")
+    few = ("calibrate", output, "--data", texts / "dev.jsonl", "--max-token-change", 0.2)
+    check_one_line(run(*few), "data: expected at least 300 prompts, got 8")
 
 
 def test_a_classifier_takes_no_generators_option(
@@ -216,3 +238,5 @@ def test_a_classifier_takes_no_generators_option(
     check_one_line(done, "max-new-tokens: expected a generator's checkpoint beside it")
     done = run("evaluate", checkpoint, "--data", data / "test.tsv", "--rules")
     check_one_line(done, "rules: expected a generator's checkpoint beside it")
+    done = run("calibrate", checkpoint, "--data", data / "test.tsv", "--max-token-change", 0.1)
+    check_one_line(done, "max-token-change: expected a generator's checkpoint beside it")

@@ -27,7 +27,13 @@ from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
 from consistentee_ext.generation.prompts import encode_prompt
 from consistentee_ext.generation.reference import generate
-from consistentee_ext.generation.rules import ConfidenceRule, DepthRule, PolicyRule, SaturationRule
+from consistentee_ext.generation.rules import (
+    ConfidenceRule,
+    DepthRule,
+    ExitRule,
+    PolicyRule,
+    SaturationRule,
+)
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +147,7 @@ def test_rules_are_measured_on_the_same_answers() -> None:
         *("policy", "confidence", "saturation", "truncation", "depth by position")
     ]
     assert [point["parameter"] for point in found["saturation"]] == list(COSINES)
-    rules = {
+    rules: dict[str, ExitRule] = {
         "policy": PolicyRule(0.5),
         "confidence": ConfidenceRule(0.35),
         "saturation": SaturationRule(0.9),

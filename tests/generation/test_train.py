@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,13 +196,8 @@ def test_a_trunk_learns_gold_answers(backbone: Path, tmp_path: Path) -> None:
 
 
 def test_the_papers_settings(backbone: Path, tmp_path: Path) -> None:
-    settings = GenerationSettings(
-        **{**PAPER_SETTINGS, "joint_tokens": 40},
-        max_new_tokens=8,
-        tokens=80,
-        policy_tokens=40,
-        bf16=True,
-    )
+    short: dict[str, Any] = {"max_new_tokens": 8, "tokens": 80, "policy_tokens": 40, "bf16": True}
+    settings = GenerationSettings(**{**PAPER_SETTINGS, **short, "joint_tokens": 40})
     log = train(backbone, *tables(), tmp_path / "model", settings, every_layer=True, **PAPER_FIELDS)
     assert list(log["phases"]) == ["readouts", "policies", "joint", "policies.2"]
     config = load(tmp_path / "model").config

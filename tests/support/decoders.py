@@ -82,7 +82,8 @@ def tiny_causal_lm(
     """A model whose exits disagree, and whose policies do from token to token."""
     kind, of_case = CASES[case]
     backbone = AutoConfig.for_model(kind, **(FIELDS | of_case | (decoder or {})))
-    fields = {"exit_layers": [1, 2, 3], "rank": 4} | fields
+    defaults: dict[str, Any] = {"exit_layers": [1, 2, 3], "rank": 4}
+    fields = defaults | fields
     return _scrambled(ConsistentEEForCausalLM(ConsistentEECausalLMConfig(backbone, **fields)), seed)
 
 

@@ -8,12 +8,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from consistentee.cli.generation import evaluate_decoder, is_generator, refuse_generator
+from consistentee.cli.generation import (
+    calibrate_decoder,
+    evaluate_decoder,
+    is_generator,
+    refuse_generator,
+)
 from consistentee.cli.options import (
     Alpha,
     Checkpoint,
     File,
     LabelColumn,
+    MaxNewTokens,
     Option,
     TextColumns,
     Threshold,
@@ -35,6 +41,14 @@ def calibrate(
         float | None,
         Option(help="Change at most this share of full depth's answers, guaranteed; no labels."),
     ] = None,
+    max_token_change: Annotated[
+        float | None,
+        Option(help="Of a generator: change at most this share of a text's tokens, guaranteed."),
+    ] = None,
+    max_rouge_loss: Annotated[
+        float | None,
+        Option(help="Of a generator: 1 - ROUGE-L to full depth's text at most, guaranteed."),
+    ] = None,
     confidence: Annotated[float, Option(help="Confidence of a guarantee.")] = 0.95,
     tolerance: Tolerance = TOLERANCE,
     layer_ratio: Annotated[
@@ -44,6 +58,7 @@ def calibrate(
         float | None, Option(help="Take at most so many milliseconds for a call, on this machine.")
     ] = None,
     batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
+    max_new_tokens: MaxNewTokens = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
@@ -56,7 +71,26 @@ def calibrate(
     )
 
     local_config(checkpoint)  # raises
-    refuse_generator(checkpoint)
+    of_generator = {
+        "max_token_change": max_token_change,
+        "max_rouge_loss": max_rouge_loss,
+        "max_new_tokens": max_new_tokens,
+    }
+    if is_generator(checkpoint):
+        others = {
+            "max-accuracy-drop": max_accuracy_drop,
+            "max-disagreement": max_disagreement,
+            "layer-ratio": layer_ratio,
+            "latency-ms": latency_ms,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        calibrate_decoder(checkpoint, data, confidence, of_generator, others)
+        return
+    for name, value in of_generator.items():
+        if value is not None:
+            name = name.replace("_", "-")
+            raise ValueError(f"{name}: expected a generator's checkpoint beside it")
     if max_disagreement is None:
         table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     else:
@@ -88,9 +122,7 @@ def evaluate(
     data: File,
     threshold: Threshold = None,
     alpha: Alpha = None,
-    max_new_tokens: Annotated[
-        int | None, Option(help="Of a generator's answers. Default: 64.")
-    ] = None,
+    max_new_tokens: MaxNewTokens = None,
     rules: Annotated[
         bool, Option("--rules", help="Compare a generator's policies with other exit rules.")
     ] = False,

@@ -98,9 +98,7 @@ def evaluate_decoder(
     others: Mapping[str, object],
 ) -> Json:
     """``evaluate`` of a generator; `others` are options that it does not take."""
-    for name, value in others.items():
-        if value:
-            raise ValueError(f"{name}: expected none with a generator")
+    _refuse(others)
     from consistentee.generation.data import load_rows
     from consistentee.generation.evaluate import evaluate_generator, load_generator
 
@@ -124,3 +122,34 @@ def evaluate_decoder(
     if rules:
         show_rules(found["rules"])
     return found
+
+
+def calibrate_decoder(
+    checkpoint: str | Path,
+    data: Path,
+    confidence: float,
+    goals: Mapping[str, Any],
+    others: Mapping[str, object],
+) -> None:
+    """``calibrate`` of a generator; `others` are options that it does not take."""
+    _refuse(others)
+    from consistentee.generation.calibrate import calibrate_generator
+    from consistentee.generation.data import load_rows
+
+    rows = load_rows(data, completions=False)
+    found = calibrate_generator(checkpoint, rows, confidence=confidence, **goals)
+    by_token = goals["max_rouge_loss"] is None
+    loss = "tokens as not at full depth" if by_token else "1 - ROUGE-L to the text at full depth"
+    table = {
+        "threshold": f"{found.threshold:.4f}",
+        f"{loss}, mean over texts": f"{found.loss:.2%}" if by_token else f"{found.loss:.4f}",
+        "mean exit layer": f"{found.mean_exit_layer:.2f}",
+        "cost ratio": f"{found.cost_ratio:.2f}",
+    }
+    show(f"{checkpoint} on {data}, {len(rows)} rows", table)
+
+
+def _refuse(others: Mapping[str, object]) -> None:
+    for name, value in others.items():
+        if value:
+            raise ValueError(f"{name}: expected none with a generator")

@@ -39,6 +39,7 @@ Tolerance = Annotated[float, Option(help="By how much a score or a number may di
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
 Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]
+MaxNewTokens = Annotated[int | None, Option(help="Of a generator's answers. Default: 64.")]
 MaxLength = Annotated[
     int | None,
     Option(
