@@ -75,8 +75,8 @@ class ReferenceDecoder:
         lengths: ``[B]`` int64, the tokens read.
 
     Raises:
-        ValueError: a prompt is empty or longer than `num_positions`, or an argument is outside its
-            range.
+        ValueError: there is no prompt, or one is empty or longer than `num_positions`, or an
+            argument is outside its range.
     """
 
     @torch.no_grad()
@@ -93,6 +93,8 @@ class ReferenceDecoder:
             raise ValueError(f"num_positions: expected at most {limit}, got {num_positions}")
         if fill not in FILLS:
             raise ValueError(f"fill: expected one of {FILLS}, got {fill!r}")
+        if not prompts:
+            raise ValueError("prompts: expected at least one, got none")
         for number, prompt in enumerate(prompts, start=1):
             if not 1 <= len(prompt) <= num_positions:
                 raise ValueError(
@@ -228,7 +230,8 @@ def generate(
         fill: see `ReferenceDecoder`.
 
     Raises:
-        ValueError: a prompt is empty, or it and its answer are longer than the model's positions.
+        ValueError: there is no prompt, or one is empty, or it and its answer are longer than the
+            model's positions.
     """
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected at least 1, got {max_new_tokens}")

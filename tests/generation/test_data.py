@@ -11,7 +11,6 @@ from support.decoder_folder import WORDS, tokenizer
 from support.files import write
 
 from consistentee.generation.data import (
-    answer_tokens,
     answered_rows,
     collate,
     encode_completions,
@@ -19,6 +18,7 @@ from consistentee.generation.data import (
     load_folder,
     load_rows,
     split_prompts,
+    tokens_of_rows,
 )
 from consistentee.generation.sampler import TokenSampler
 from consistentee_ext.generation.prompts import encode_prompt
@@ -92,7 +92,7 @@ def test_rows_and_batches() -> None:
     prompts, answers = [[3, 4], [3], [3, 5, 6]], [[7, 8, 1], [1], [9, 1]]
     rows = answered_rows("train", prompts, answers)
     assert rows["input_ids"] == [[3, 4, 7, 8, 1], [3, 5, 6, 9, 1]]  # an end alone cannot leave
-    assert answer_tokens(rows) == [2, 1]
+    assert tokens_of_rows(rows) == [2, 1]
     one = {"input_ids": [3, 7, 1], "prompt_length": 1, "length": 3, "hardness": [0, 2, 0]}
     other = {"input_ids": [3, 1], "prompt_length": 1, "length": 2, "hardness": [0, 0]}
     batch = {name: tensor.tolist() for name, tensor in collate([one, other]).items()}

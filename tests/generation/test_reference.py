@@ -158,6 +158,17 @@ def test_answers_do_not_depend_on_the_batch():
         assert alone.exit_layers[0] == together.exit_layers[row]
 
 
+def test_a_bfloat16_model_generates():
+    """Exits are decided in float32, and by the same formula."""
+    model = tiny_causal_lm().bfloat16()
+    found = generate(model, PROMPTS, NEW, PolicyRule(0.6))
+    assert len({layer for layers in found.exit_layers for layer in layers}) >= 3
+    state = torch.randn(3, 32).bfloat16()
+    assert model.decide(2, state).dtype == torch.float32
+    full = generate(model, PROMPTS, NEW, PolicyRule(1.0))
+    assert [len(tokens) for tokens in full.tokens] == [NEW] * 4
+
+
 def test_the_models_threshold_is_the_default():
     model = tiny_causal_lm(threshold=0.6)
     assert generate(model, PROMPTS, 6) == generate(model, PROMPTS, 6, PolicyRule(0.6))
@@ -214,6 +225,7 @@ def test_confidence_pays_a_head_at_each_exit():
 @pytest.mark.parametrize(
     ("prompts", "options", "message"),
     [
+        ([], {}, "prompts: expected at least one, got none"),
         ([[3], []], {}, "prompts: expected 1 to .* tokens each, got 0 in prompt 2"),
         ([[3] * 60], {"max_new_tokens": 6}, "num_positions: expected at most 64, got 65"),
         ([[3]], {"max_new_tokens": 0}, "max_new_tokens: expected at least 1, got 0"),

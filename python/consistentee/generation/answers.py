@@ -31,30 +31,40 @@ def write_answers(
         model: in evaluation mode.
         prompts: token ids.
         max_new_tokens: of each answer.
-        budget: so many tokens that may leave are enough: all but the first of each answer.
+        budget: so many tokens that may leave are enough, see `answer_tokens`.
 
     Returns:
         The answers to all prompts or, with a budget, to the first of them.
     """
     found: list[list[int]] = []
-    stage = progress_bar(len(prompts), f"{folder.name}: answers of the full model", "row")
+    most = (max_new_tokens - 1) * len(prompts)
+    total = most if budget is None else min(budget, most)
+    stage = progress_bar(total, f"{folder.name} of the full model", "token")
     with processes().main_process_first(), stage as bar:
         folder.mkdir(parents=True, exist_ok=True)
         for first in range(0, len(prompts), BLOCK_SIZE):
-            if budget is not None and sum(len(answer) - 1 for answer in found) >= budget:
+            if budget is not None and answer_tokens(found) >= budget:
                 break
             block, file = prompts[first : first + BLOCK_SIZE], folder / f"{first}.json"
-            if not file.exists():
-                answers: list[list[int]] = [[] for _ in block]
-                for rows in batches(block):
-                    batch = [block[row] for row in rows]
-                    tokens = generate(model, batch, max_new_tokens, FULL_DEPTH).tokens
-                    for row, answer in zip(rows, tokens, strict=True):
-                        answers[row] = answer
-                    bar.update(len(rows))
-                write_json(file, {"answers": answers})
-            found += read_json(file)["answers"]
+            if file.exists():
+                found += read_json(file)["answers"]
+                bar.update(answer_tokens(found) - bar.n)
+                continue
+            answers: list[list[int]] = [[] for _ in block]
+            for rows in batches(block):
+                batch = [block[row] for row in rows]
+                tokens = generate(model, batch, max_new_tokens, FULL_DEPTH).tokens
+                for row, answer in zip(rows, tokens, strict=True):
+                    answers[row] = answer
+                bar.update(answer_tokens(tokens))
+            write_json(file, {"answers": answers})
+            found += answers
     return found
+
+
+def answer_tokens(answers: Sequence[Sequence[int]]) -> int:
+    """How many tokens of answers may leave: all but the first of each."""
+    return sum(len(answer) - 1 for answer in answers)
 
 
 def generate_all(

@@ -111,7 +111,7 @@ def answered_rows(
     )
 
 
-def answer_tokens(rows: Dataset) -> list[int]:
+def tokens_of_rows(rows: Dataset) -> list[int]:
     """How many tokens of each row's answer may leave: all but the first."""
     lengths = zip(rows["length"], rows["prompt_length"], strict=True)
     return [length - prompt - 1 for length, prompt in lengths]

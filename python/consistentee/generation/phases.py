@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from consistentee.atomic_files import Json
-from consistentee.generation.data import answer_tokens, collate
+from consistentee.generation.data import collate, tokens_of_rows
 from consistentee.generation.losses import PolicyObjective
 from consistentee.generation.measure import dev_report, with_hardness
 from consistentee.generation.passes import JointPass, PolicyPass, ReadoutPass, TrainedPart
@@ -136,7 +136,7 @@ class GenerationPhases:
     ) -> None:
         settings = self.settings
         sampler = TokenSampler(
-            rows["length"], answer_tokens(rows), budget, settings.batch_size, settings.seed
+            rows["length"], tokens_of_rows(rows), budget, settings.batch_size, settings.seed
         )
         self.logs[name] = run_phase(
             self.run,

@@ -15,10 +15,10 @@ from consistentee.data.fingerprint import fingerprint
 from consistentee.generation.answers import write_answers
 from consistentee.generation.backbone import load_backbone, with_exits
 from consistentee.generation.data import (
-    answer_tokens,
     answered_rows,
     encode_completions,
     encode_prompts,
+    tokens_of_rows,
 )
 from consistentee.generation.phases import GenerationPhases
 from consistentee.generation.settings import DecoderFields, GenerationSettings
@@ -114,7 +114,7 @@ def train(
     learning, policy = _split(rows["train"], settings)
     used = {"learning": learning, "policies": policy, "dev": rows["dev"]}
     counts = {
-        name: {"rows": len(part), "answer_tokens": sum(answer_tokens(part))}
+        name: {"rows": len(part), "answer_tokens": sum(tokens_of_rows(part))}
         for name, part in used.items()
     }
     facts = {"data": counts, "pad_token": padding}
@@ -149,5 +149,5 @@ def _split(rows: Dataset, settings: GenerationSettings) -> tuple[Dataset, Datase
 
 def _first_tokens(rows: Dataset, budget: int) -> Dataset:
     """The first rows that have so many tokens that may leave, or all."""
-    total = np.cumsum(answer_tokens(rows))
+    total = np.cumsum(tokens_of_rows(rows))
     return rows.select(range(min(len(rows), int(np.searchsorted(total, budget)) + 1)))
