@@ -167,18 +167,20 @@ def test_answers_that_are_there_are_not_made_again(
     assert calls == [16, 16, 16, 8, 8]
 
 
+GOLD = GenerationSettings(
+    target="gold",
+    max_new_tokens=8,
+    tokens=3000,
+    policy_tokens=1000,
+    batch_size=8,
+    learning_rate=3e-3,
+    policy_learning_rate=1e-2,
+    bf16=False,
+)
+
+
 def test_a_trunk_learns_gold_answers(backbone: Path, tmp_path: Path) -> None:
-    settings = GenerationSettings(
-        target="gold",
-        max_new_tokens=8,
-        tokens=3000,
-        policy_tokens=300,
-        batch_size=8,
-        learning_rate=3e-3,
-        policy_learning_rate=1e-2,
-        bf16=False,
-    )
-    log = train(backbone, *tables(200, 20), tmp_path / "model", settings, readout="trunk")
+    log = train(backbone, *tables(200, 20), tmp_path / "model", GOLD, readout="trunk")
     dev = log["phases"]["readouts"]["dev"]
     # All but where an answer ends, which is a coin's choice of three lengths.
     assert min(dev["agreement"]) > 0.6
@@ -193,6 +195,21 @@ def test_a_trunk_learns_gold_answers(backbone: Path, tmp_path: Path) -> None:
     assert not any("translator" in name for name in model.state_dict())
     last = log["phases"]["policies"]["dev"]
     assert last["agreement"] == dev["agreement"]  # phase 2 trains policies alone
+
+
+def test_the_price_of_a_layer_moves_the_exits(backbone: Path, tmp_path: Path) -> None:
+    """Free, dear, and between: there policies leave early where that costs no token."""
+    layers = {}
+    for alpha in (0.0, 0.1, 0.4):
+        output = tmp_path / str(alpha)
+        log = train(backbone, *tables(200, 20), output, GOLD, readout="trunk", alpha=alpha)
+        dev = log["phases"]["policies"]["dev"]
+        layers[alpha] = dev["mean_exit_layer"]
+        if alpha == 0.1:
+            assert dev["agreement_at_exits"] > dev["agreement"][-1] - 0.05
+            assert dev["cost_ratio"] > 1.2
+    assert layers[0.0] > 3.5
+    assert layers[0.4] < 1.5
 
 
 def test_the_papers_settings(backbone: Path, tmp_path: Path) -> None:
