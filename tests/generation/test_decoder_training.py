@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -233,3 +236,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(backbone: Path, tmp_path: Path)
 def test_another_run_is_refused(backbone: Path, trained: Path) -> None:
     with pytest.raises(ValueError, match=r"^output: .* another config, settings$"):
         train(backbone, *tables(), trained, replace(SETTINGS, seed=1), rank=8)
+
+
+PROCESS = """
+import sys
+sys.path[:0] = {path!r}
+from pathlib import Path
+import torch
+from test_decoder_training import FIELDS, SETTINGS, tables, train
+torch.set_num_threads(1)
+train(Path({backbone!r}), *tables(), {output!r}, SETTINGS, **FIELDS)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_rows_of_a_step(
+    backbone: Path, trained: Path, tmp_path: Path
+) -> None:
+    """A step's loss is then the mean of two means, of about as many tokens each."""
+    path = [*map(str, (Path(__file__).parent, Path(__file__).parents[1])), *sys.path]
+    script, output = tmp_path / "train.py", tmp_path / "two"
+    script.write_text(PROCESS.format(path=path, backbone=str(backbone), output=str(output)))
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    found, expected = (
+        json.loads((folder / "training_log.json").read_text())["phases"]
+        for folder in (output, trained)
+    )
+    assert list(found) == list(expected)
+    for name in expected:
+        assert found[name]["losses"] == pytest.approx(expected[name]["losses"], rel=0.05)
