@@ -200,13 +200,22 @@ def test_evaluate_a_generator(
     check_one_line(run(*evaluate, "--threshold", 0), "threshold: expected a number")
     empty = write(tmp_path / "empty.jsonl", "")
     check_one_line(run("evaluate", output, "--data", empty), "empty.jsonl: expected at least one")
-    dev = ("--data", texts / "dev.jsonl")
-    others: list[tuple[object, ...]] = [
-        ("predict", output, texts / "dev.jsonl", "--output", tmp_path / "x.csv"),
-        ("report", output, *dev, "--output", tmp_path / "x.html"),
-    ]
-    for other in others:
-        check_one_line(run(*other), "model: expected a classifier, got a generator")
+    predict = ("predict", output, texts / "dev.jsonl", "--output", tmp_path / "x.csv")
+    check_one_line(run(*predict), "model: expected a classifier, got a generator")
+
+
+def test_report_on_a_generator(
+    run: Callable[..., Run], decoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    output, page = tmp_path / "model", tmp_path / "page.html"
+    command = ("train", "--generation", "--model", decoder, "--data", texts, "--output", output)
+    assert run(*command, *SHORT).code == 0
+    report = ("report", output, "--data", texts / "dev.jsonl", "--max-new-tokens", 6)
+    done = run(*report, "--output", page)
+    assert done.code == 0, done.err
+    assert page.read_text(encoding="utf-8").count("<article>") == 8
+    check_one_line(run(*report, "--output", page, "--alpha", 1), "alpha: expected none with a gen")
+    check_one_line(run(*report, "--output", tmp_path / "x.pdf"), "x.pdf", ".html")
 
 
 def test_calibrate_a_generator(

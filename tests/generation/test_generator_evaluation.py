@@ -88,7 +88,7 @@ def test_rouge_by_counting() -> None:
 def test_figures_of_an_evaluation(checkpoint: Path) -> None:
     model, read = load_generator(checkpoint)
     table = Dataset.from_list(rows(12, 5))
-    found = evaluate_generator(model, read, table, max_new_tokens=9)
+    found = evaluate_generator(model, read, table, max_new_tokens=9).metrics
     prompts = [encode_prompt(read, text) for text in table["prompt"]]
     full = generate(model, prompts, 9, PolicyRule(1.0))
     exits = generate(model, prompts, 9, PolicyRule(0.55))
@@ -123,7 +123,7 @@ def test_figures_of_an_evaluation(checkpoint: Path) -> None:
 def test_at_threshold_1_nothing_differs(checkpoint: Path) -> None:
     model, read = load_generator(checkpoint)
     table = Dataset.from_list(rows(5, 6)).select_columns(["prompt"])
-    found = evaluate_generator(model, read, table, threshold=1.0, max_new_tokens=5)
+    found = evaluate_generator(model, read, table, threshold=1.0, max_new_tokens=5).metrics
     assert found["teacher_forced"] == {"agreement": 1.0, "mean_exit_layer": 4.0, "cost_ratio": 1.0}
     free = found["free_running"]
     assert (free["identical"], free["mean_exit_layer"], free["cost_ratio"]) == (1.0, 4.0, 1.0)

@@ -13,6 +13,7 @@ from consistentee.cli.generation import (
     evaluate_decoder,
     is_generator,
     refuse_generator,
+    report_decoder,
 )
 from consistentee.cli.options import (
     Alpha,
@@ -187,10 +188,14 @@ def report(
     ] = None,
     threshold: Threshold = None,
     alpha: Alpha = None,
+    max_new_tokens: MaxNewTokens = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Write a page about early exit on a labelled file: curves, exits, seconds."""
+    """Write a page about early exit on a file.
+
+    Of a classifier curves, exits, seconds; of a generator its texts, by exit layer.
+    """
     from consistentee.atomic_files import read_json
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import answer_type_of
@@ -198,7 +203,18 @@ def report(
     from consistentee.report.write import check_report, write_report
 
     check_report(output)
-    refuse_generator(checkpoint)
+    if is_generator(checkpoint):
+        others = {
+            "comparison": comparison,
+            "alpha": alpha,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        report_decoder(checkpoint, data, output, threshold, max_new_tokens, others)
+        Console().print(f"report: {output}")
+        return
+    if max_new_tokens is not None:
+        raise ValueError("max-new-tokens: expected a generator's checkpoint beside it")
     curves = None if comparison is None else read_json(comparison)
     table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)

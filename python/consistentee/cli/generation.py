@@ -103,7 +103,9 @@ def evaluate_decoder(
     from consistentee.generation.evaluate import evaluate_generator, load_generator
 
     rows = load_rows(data, completions=False)
-    found = evaluate_generator(*load_generator(checkpoint), rows, threshold, max_new_tokens, rules)
+    found, *_ = evaluate_generator(
+        *load_generator(checkpoint), rows, threshold, max_new_tokens, rules
+    )
     forced, free = found["teacher_forced"], found["free_running"]
     table = {
         "threshold": f"{found['threshold']:.4f}",
@@ -147,6 +149,28 @@ def calibrate_decoder(
         "cost ratio": f"{found.cost_ratio:.2f}",
     }
     show(f"{checkpoint} on {data}, {len(rows)} rows", table)
+
+
+def report_decoder(
+    checkpoint: str,
+    data: Path,
+    output: Path,
+    threshold: float | None,
+    max_new_tokens: int | None,
+    others: Mapping[str, object],
+) -> None:
+    """``report`` of a generator; `others` are options that it does not take."""
+    _refuse(others)
+    from consistentee.generation.data import load_rows
+    from consistentee.generation.evaluate import evaluate_generator, load_generator
+    from consistentee.report.generator_page import write_generator_report
+
+    rows = load_rows(data, completions=False)
+    model, tokenizer = load_generator(checkpoint)
+    found = evaluate_generator(model, tokenizer, rows, threshold, max_new_tokens)
+    write_generator_report(
+        output, f"{Path(checkpoint).name} on {data.name}", found, rows, tokenizer
+    )
 
 
 def _refuse(others: Mapping[str, object]) -> None:

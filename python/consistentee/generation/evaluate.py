@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
@@ -38,6 +38,20 @@ MAX_NEW_TOKENS = 64
 # Of the criteria that exits are compared with; a cosine of states is near 1 throughout.
 THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99)
 COSINES = (0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+
+
+class GeneratorEvaluation(NamedTuple):
+    """The figures of a decoder on prompts, and the answers they are about.
+
+    Attributes:
+        metrics: see `evaluate_generator`.
+        exits: answers made with exits.
+        full: answers at full depth.
+    """
+
+    metrics: Json
+    exits: Generated
+    full: Generated
 
 
 def load_generator(
@@ -80,7 +94,7 @@ def evaluate_generator(
     threshold: float | None = None,
     max_new_tokens: int | None = None,
     rules: bool = False,
-) -> Json:
+) -> GeneratorEvaluation:
     """Measure a decoder on prompts, beside itself at full depth.
 
     Args:
@@ -92,6 +106,8 @@ def evaluate_generator(
         rules: measure the criteria that exits are compared with too, see `compare_rules`.
 
     Returns:
+        The answers, and as ``metrics``
+
         - ``rows``, ``threshold``, ``num_layers``, ``max_new_tokens``, ``head_layers``;
         - ``teacher_forced``: the full model's greedy answers, read as they stand: ``agreement``,
           the share of tokens that exits predict too, with ``mean_exit_layer``, ``cost_ratio``;
@@ -135,7 +151,7 @@ def evaluate_generator(
         references = rows["completion"][:]
         found["rouge"] = _means(rouge(texts, references))
         found["full_depth_rouge"] = _means(rouge(full_texts, references))
-    return found
+    return GeneratorEvaluation(found, exits, full)
 
 
 def compare_rules(
