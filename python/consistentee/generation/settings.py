@@ -50,7 +50,7 @@ class GenerationSettings:
     joint_tokens: int = 0
     batch_size: int = 8
     learning_rate: float = 5e-5
-    exit_learning_rate: float = 1e-3
+    exit_learning_rate: float = 3e-3
     policy_learning_rate: float = 1e-3
     held_out: float = 0.2
     estimator: EstimatorName = "exact"
