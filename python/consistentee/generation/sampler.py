@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Sampler
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-CHECKPOINT_TOKENS = 20_000  # between two checkpoints
+CHECKPOINT_TOKENS = 10_000  # between two checkpoints
 
 
 class TokenSampler(Sampler[int]):
