@@ -123,5 +123,6 @@ def test_a_budget_in_tokens(monkeypatch: pytest.MonkeyPatch, budget: int, batch_
     assert budget <= total < budget + 5 * batch_size * sampler.epochs + 5
     passes = [sorted(rows[first : first + 20]) for first in range(0, len(rows) - 19, 20)]
     assert passes == [list(range(20))] * len(passes)
+    assert len(rows) < 40 or rows[:20] != rows[20:40]
     other = TokenSampler(tokens, tokens, budget, batch_size, seed=2)
     assert other.rows != sampler.rows
