@@ -19,6 +19,12 @@ POOLINGS: tuple[Pooling, ...] = get_args(Pooling)
 # What an exit head applies to its pooler's product, by transformers' names.
 HEAD_ACTIVATIONS = ("tanh", "relu", "gelu", "none")
 
+# How the LM head reads a decoder's exit, and the policies that read its state.
+Readout = Literal["translator", "trunk"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
+DecoderPolicy = Literal["mlp", "linear"]
+DECODER_POLICIES: tuple[DecoderPolicy, ...] = get_args(DecoderPolicy)
+
 # The values of transformers' ``problem_type``.
 REGRESSION = "regression"
 SINGLE_LABEL = "single_label_classification"

@@ -1,4 +1,4 @@
-"""Training, evaluation and the command line of ConsistentEE classifiers."""
+"""Training, evaluation and the command line of ConsistentEE classifiers and decoders."""
 
 from __future__ import annotations
 
@@ -10,11 +10,21 @@ from consistentee_ext import __version__
 if TYPE_CHECKING:
     from consistentee.model.modeling import ConsistentEEForSequenceClassification
     from consistentee_ext.configuration import ConsistentEEConfig
+    from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig
+    from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
 
-__all__ = ["ConsistentEEConfig", "ConsistentEEForSequenceClassification", "__version__"]
+__all__ = [
+    "ConsistentEECausalLMConfig",
+    "ConsistentEEConfig",
+    "ConsistentEEForCausalLM",
+    "ConsistentEEForSequenceClassification",
+    "__version__",
+]
 
 # As in consistentee_ext.
 _HOMES = {
+    "ConsistentEECausalLMConfig": "consistentee_ext.generation.configuration",
+    "ConsistentEEForCausalLM": "consistentee_ext.generation.modeling",
     "ConsistentEEConfig": "consistentee_ext.configuration",
     "ConsistentEEForSequenceClassification": "consistentee.model.modeling",
 }

@@ -7,18 +7,28 @@ from dataclasses import fields
 
 import pytest
 
-from consistentee.cli.options import ConfigOptions, SettingsOptions, expand_options
+from consistentee.cli.options import (
+    ConfigOptions,
+    GenerationOptions,
+    SettingsOptions,
+    expand_options,
+)
+from consistentee.generation.settings import GenerationSettings
 from consistentee.training.settings import TrainingSettings
 from consistentee_ext.configuration import ConsistentEEConfig
 
 
-def names(options: type[ConfigOptions] | type[SettingsOptions]) -> set[str]:
+def names(
+    options: type[ConfigOptions] | type[SettingsOptions] | type[GenerationOptions],
+) -> set[str]:
     return {field.name for field in fields(options)}
 
 
 def test_options_are_fields_of_what_they_set() -> None:
     assert names(SettingsOptions) <= {field.name for field in fields(TrainingSettings)}
     assert names(ConfigOptions) <= set(inspect.signature(ConsistentEEConfig).parameters)
+    of_settings = {field.name for field in fields(GenerationSettings)}
+    assert names(GenerationOptions) - of_settings == {"prompts", "readout", "exit_layer"}
 
 
 def test_what_is_not_given_is_left_out() -> None:

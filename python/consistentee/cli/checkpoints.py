@@ -8,11 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from consistentee.cli.generation import (
+    calibrate_decoder,
+    evaluate_decoder,
+    is_generator,
+    refuse_generator,
+    report_decoder,
+)
 from consistentee.cli.options import (
     Alpha,
     Checkpoint,
     File,
     LabelColumn,
+    MaxNewTokens,
     Option,
     TextColumns,
     Threshold,
@@ -34,6 +42,14 @@ def calibrate(
         float | None,
         Option(help="Change at most this share of full depth's answers, guaranteed; no labels."),
     ] = None,
+    max_token_change: Annotated[
+        float | None,
+        Option(help="Of a generator: change at most this share of a text's tokens, guaranteed."),
+    ] = None,
+    max_rouge_loss: Annotated[
+        float | None,
+        Option(help="Of a generator: 1 - ROUGE-L to full depth's text at most, guaranteed."),
+    ] = None,
     confidence: Annotated[float, Option(help="Confidence of a guarantee.")] = 0.95,
     tolerance: Tolerance = TOLERANCE,
     layer_ratio: Annotated[
@@ -43,6 +59,7 @@ def calibrate(
         float | None, Option(help="Take at most so many milliseconds for a call, on this machine.")
     ] = None,
     batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
+    max_new_tokens: MaxNewTokens = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
@@ -55,6 +72,26 @@ def calibrate(
     )
 
     local_config(checkpoint)  # raises
+    of_generator = {
+        "max_token_change": max_token_change,
+        "max_rouge_loss": max_rouge_loss,
+        "max_new_tokens": max_new_tokens,
+    }
+    if is_generator(checkpoint):
+        others = {
+            "max-accuracy-drop": max_accuracy_drop,
+            "max-disagreement": max_disagreement,
+            "layer-ratio": layer_ratio,
+            "latency-ms": latency_ms,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        calibrate_decoder(checkpoint, data, confidence, of_generator, others)
+        return
+    for name, value in of_generator.items():
+        if value is not None:
+            name = name.replace("_", "-")
+            raise ValueError(f"{name}: expected a generator's checkpoint beside it")
     if max_disagreement is None:
         table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     else:
@@ -86,17 +123,37 @@ def evaluate(
     data: File,
     threshold: Threshold = None,
     alpha: Alpha = None,
+    max_new_tokens: MaxNewTokens = None,
+    rules: Annotated[
+        bool, Option("--rules", help="Compare a generator's policies with other exit rules.")
+    ] = False,
     json: Annotated[Path | None, Option(help="File to write the results to.")] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Measure accuracy, layers and seconds, compared with the same model at full depth."""
+    """Measure a checkpoint on a file, compared with itself at full depth.
+
+    Of a classifier accuracy, layers and seconds; of a generator what its texts are worth.
+    """
     from consistentee.atomic_files import check_writable, write_json
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import answer_type_of, evaluate_checkpoint
 
     if json is not None:
         check_writable(json)
+    if is_generator(checkpoint):
+        others = {
+            "alpha": alpha,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        figures = evaluate_decoder(checkpoint, data, threshold, max_new_tokens, rules, others)
+        if json is not None:
+            write_json(json, figures)
+        return
+    if rules or max_new_tokens is not None:
+        name = "rules" if rules else "max-new-tokens"
+        raise ValueError(f"{name}: expected a generator's checkpoint beside it")
     table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     metrics = evaluate_checkpoint(checkpoint, table, threshold, alpha).metrics
     if json is not None:
@@ -114,6 +171,7 @@ def predict(
     resume: Annotated[bool, Option("--resume", help="Go on where a stopped run was.")] = False,
 ) -> None:
     """Classify the rows of a file; write them with prediction, exit layer and score."""
+    refuse_generator(checkpoint)
     from consistentee.evaluation.predict import predict_file
 
     predict_file(checkpoint, input, output, text_column or None, threshold, alpha, resume)
@@ -130,10 +188,14 @@ def report(
     ] = None,
     threshold: Threshold = None,
     alpha: Alpha = None,
+    max_new_tokens: MaxNewTokens = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Write a page about early exit on a labelled file: curves, exits, seconds."""
+    """Write a page about early exit on a file.
+
+    Of a classifier curves, exits, seconds; of a generator its texts, by exit layer.
+    """
     from consistentee.atomic_files import read_json
     from consistentee.data.tables import load_table
     from consistentee.evaluation.checkpoints import answer_type_of
@@ -141,6 +203,18 @@ def report(
     from consistentee.report.write import check_report, write_report
 
     check_report(output)
+    if is_generator(checkpoint):
+        others = {
+            "comparison": comparison,
+            "alpha": alpha,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        report_decoder(checkpoint, data, output, threshold, max_new_tokens, others)
+        Console().print(f"report: {output}")
+        return
+    if max_new_tokens is not None:
+        raise ValueError("max-new-tokens: expected a generator's checkpoint beside it")
     curves = None if comparison is None else read_json(comparison)
     table = load_table(data, text_column or None, label_column, answer_type_of(checkpoint))
     page = build_report(checkpoint, table, threshold=threshold, alpha=alpha, comparison=curves)

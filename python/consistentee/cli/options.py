@@ -12,8 +12,9 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from consistentee.generation.names import Target
 from consistentee.training.names import EstimatorName, Reward
-from consistentee_ext.names import PolicyInput, Pooling
+from consistentee_ext.names import PolicyInput, Pooling, Readout
 from consistentee_ext.source import Source
 
 Option = typer.Option
@@ -38,6 +39,7 @@ Tolerance = Annotated[float, Option(help="By how much a score or a number may di
 Seed = Annotated[int, Option(help="Seed of everything random.")]
 Model = Annotated[str, Option(help="Pretrained encoder: a folder, or a name on the hub.")]
 Paper = Annotated[bool, Option("--paper", help="Use the paper's settings in place of ours.")]
+MaxNewTokens = Annotated[int | None, Option(help="Of a generator's answers. Default: 64.")]
 MaxLength = Annotated[
     int | None,
     Option(
@@ -114,7 +116,41 @@ class SettingsOptions:
         return _given(self)
 
 
-def _given(options: ConfigOptions | SettingsOptions) -> dict[str, Any]:
+@dataclass(frozen=True)
+class GenerationOptions:
+    """What ``train --generation`` has beside the others; None leaves the default."""
+
+    target: Annotated[
+        Target | None,
+        Option(help="Generation: answers are the full model's greedy text, or the completions."),
+    ] = None
+    prompts: Annotated[
+        Path | None, Option(help="Generation: file of prompts alone, in place of --data.")
+    ] = None
+    readout: Annotated[
+        Readout | None,
+        Option(help="Generation: a translator an exit, the trunk frozen; or train the trunk."),
+    ] = None
+    exit_layer: Annotated[
+        list[int] | None, Option(help="Generation: a layer behind which tokens leave; repeat it.")
+    ] = None
+    tokens: Annotated[
+        int | None, Option(help="Generation: answer tokens that phase 1 trains on.")
+    ] = None
+    policy_tokens: Annotated[int | None, Option(help="Generation: those of phase 2.")] = None
+    joint_tokens: Annotated[
+        int | None, Option(help="Generation: those of phase 3; 0 leaves it out.")
+    ] = None
+    max_new_tokens: Annotated[
+        int | None, Option(help="Generation: answers are cut to so many tokens.")
+    ] = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that the user gave."""
+        return _given(self)
+
+
+def _given(options: ConfigOptions | SettingsOptions | GenerationOptions) -> dict[str, Any]:
     values = ((field.name, getattr(options, field.name)) for field in fields(options))
     return {name: value for name, value in values if value is not None and value != []}
 
@@ -124,7 +160,7 @@ def _check_inputs(arguments: dict[str, Any]) -> None:
     for name in ("checkpoint", "model"):
         if arguments.get(name) is not None:
             Source(arguments[name]).checked()
-    for name in ("data", "input", "comparison"):
+    for name in ("data", "input", "comparison", "prompts"):
         paths = arguments.get(name) or []
         for path in [paths] if isinstance(paths, Path) else paths:
             if not path.exists():

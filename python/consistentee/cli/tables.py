@@ -61,6 +61,17 @@ def show_metrics(title: str, metrics: Json) -> None:
     )
 
 
+def show_rules(rules: dict[str, list[Json]]) -> None:
+    """A generator's exit rules: agreement and cost ratio of each point."""
+    caption = "tokens as at full depth, on its text (%) @ cost ratio, from slow to fast"
+    table = Table(title="exit rules", caption=caption, show_header=False)
+    for name, points in rules.items():
+        ascending = sorted(points, key=lambda point: point["cost_ratio"])
+        figures = (f"{100 * p['agreement']:.1f} @ {p['cost_ratio']:.2f}" for p in ascending)
+        table.add_row(name, "  ".join(figures))
+    Console().print(table)
+
+
 def show_comparison(title: str, result: Json) -> None:
     """One task: accuracy of each method at each ratio, the area, mean and deviation over seeds."""
     rows = [

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, cast
 
+from consistentee.cli.generation import train_decoder
 from consistentee.cli.options import (
     ConfigOptions,
+    GenerationOptions,
     LabelColumn,
     MaxLength,
     Model,
@@ -32,6 +34,10 @@ def train(
         str | None, Option(help="A task by name: its settings, and its data if there is no --data.")
     ] = None,
     paper: Paper = False,
+    generation: Annotated[
+        bool, Option("--generation", help="Train a decoder; --data has prompts and completions.")
+    ] = False,
+    decoder: GenerationOptions,
     config: ConfigOptions,
     settings: SettingsOptions,
     metric: Annotated[Metric | None, Option(help="Metric of the dev rows.")] = None,
@@ -47,7 +53,21 @@ def train(
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Train a ConsistentEE classifier. After an interruption the same command resumes."""
+    """Train a ConsistentEE classifier or generator. Run again, the command resumes."""
+    if generation:
+        others = {
+            "task": task,
+            "metric": metric,
+            "regression": regression,
+            "multi-label": multi_label,
+            "max-length": max_length,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        train_decoder(model, output, data, paper, decoder, config, settings, seed, others)
+        return
+    for name in decoder.given():
+        raise ValueError(f"{name.replace('_', '-')}: expected --generation beside it")
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, find_task, load_task
     from consistentee.measures.metrics import Quality

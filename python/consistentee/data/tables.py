@@ -54,7 +54,7 @@ def load_table(
     texts = _texts(path, rows, text_columns)
     if label_column is None:
         label_column = "labels" if problem_type == MULTI_LABEL else "label"
-    _check_columns(path, rows.column_names, (label_column,))
+    check_columns(path, rows.column_names, (label_column,))
     if problem_type == MULTI_LABEL:
         return table_of(texts, read_sets(rows[label_column][:], f"{path}: {label_column}"))
     kinds: dict[str, tuple[str, ...]] = {"an integer": ("int", "uint")}
@@ -83,7 +83,7 @@ def load_texts(
     rows = read_rows(path)
     names = _find_text_columns(path, rows.column_names, text_columns)
     for name in names:
-        for _ in _values(path, rows, name):  # raises
+        for _ in column_values(path, rows, name):  # raises
             pass
     texts = rows.select_columns(list(names))
     if len(set(names)) < len(names):  # a column beside itself
@@ -169,7 +169,7 @@ def _find_text_columns(
     if text_columns is not None:
         if not 1 <= len(text_columns) <= 2:
             raise ValueError(f"text_columns: expected one or two names, got {list(text_columns)}")
-        _check_columns(path, columns, text_columns)
+        check_columns(path, columns, text_columns)
         return text_columns
     for names in TEXT_COLUMNS:
         if set(names) <= set(columns):
@@ -178,7 +178,8 @@ def _find_text_columns(
     raise ValueError(f"{path}: expected the columns {expected}, got {', '.join(columns)}")
 
 
-def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+def check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> None:
+    """Raise ValueError unless a file has the columns `names`."""
     for name in names:
         if name not in columns:
             raise ValueError(f"{path}: expected a column {name!r}, got {', '.join(columns)}")
@@ -187,11 +188,11 @@ def _check_columns(path: Path, columns: Sequence[str], names: Sequence[str]) -> 
 def _strings(
     path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
 ) -> list[str]:
-    """A column's values as strings; see `_values`."""
-    return [str(value) for value in _values(path, table, column, or_kinds)]
+    """A column's values as strings; see `column_values`."""
+    return [str(value) for value in column_values(path, table, column, or_kinds)]
 
 
-def _values(
+def column_values(
     path: Path, table: Dataset, column: str, or_kinds: Mapping[str, tuple[str, ...]] | None = None
 ) -> Iterator[Any]:
     """A column's values, not all in memory at once; raise if one is missing or blank.

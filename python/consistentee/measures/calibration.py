@@ -1,4 +1,4 @@
-"""Finds the exit threshold for a goal: an accuracy, an agreement, a layer ratio or a latency.
+"""Finds the exit threshold for a goal: an accuracy, an agreement, a loss, a ratio or a latency.
 
 All need rows that the model was not trained on. Letters: N rows, L layers.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy.special import logsumexp
 from scipy.stats import binom
 from torch import Tensor
@@ -95,6 +96,39 @@ def threshold_for_agreement(
     return _lowest_proved(scores, p_value, confidence)
 
 
+def threshold_for_mean_loss(
+    losses: Callable[[float], NDArray[np.float64]], max_loss: float, confidence: float
+) -> float:
+    """The lowest threshold that is proved to lose at most so much on average.
+
+    As `threshold_for_accuracy`, for a loss in [0, 1] of each text, whose mean over the distribution
+    that the texts come from is at most `max_loss`.
+
+    Args:
+        losses: of N texts at a threshold, ``[N]``, always of the same texts. It is called at every
+            fourth threshold of `GRID`, from the slowest to the first that fails.
+        max_loss: D, in (0, 1).
+        confidence: in (0, 1).
+
+    Raises:
+        ValueError: a number outside its range, or too few texts for any threshold to pass.
+    """
+    _check_share("max_loss", max_loss)
+    _check_share("confidence", confidence)
+    proved, needed = 1.0, rows_needed(max_loss, confidence)
+    for threshold in GRID[::4]:
+        found = losses(threshold)
+        if len(found) < needed:
+            raise ValueError(
+                f"data: expected at least {needed} texts to prove a loss of at most {max_loss} "
+                f"with confidence {confidence}, got {len(found)}"
+            )
+        if mean_p_value(found, max_loss) > 1.0 - confidence:
+            break
+        proved = threshold
+    return proved
+
+
 def _lowest_proved(scores: Tensor, p_value: Callable[[Tensor], float], confidence: float) -> float:
     """The last threshold of `GRID` before the first whose exits, ``[N]``, fail the test."""
     proved = 1.0
@@ -134,7 +168,25 @@ def drop_p_value(lost: int, won: int, rows: int, max_drop: float) -> float:
         + won * np.log1p(stakes * (max_drop + 1.0))
         + (rows - lost - won) * np.log1p(stakes * max_drop)
     )
-    return float(np.exp(min(0.0, np.log(len(stakes)) - logsumexp(wealth))))
+    return _average_bet(wealth)
+
+
+def mean_p_value(losses: NDArray[np.float64], max_mean: float) -> float:
+    """A p-value, valid for any number of texts, of "the mean loss is `max_mean` or more".
+
+    By the bets of `drop_p_value`, on losses that are any numbers in [0, 1].
+
+    Args:
+        losses: ``[N]``.
+        max_mean: D.
+    """
+    stakes = STAKES / (1.0 - max_mean)
+    return _average_bet(np.log1p(stakes * (max_mean - losses[:, None])).sum(axis=0))
+
+
+def _average_bet(log_wealth: NDArray[np.float64]) -> float:
+    """One over the mean wealth of all stakes, 1 at most."""
+    return float(np.exp(min(0.0, np.log(len(log_wealth)) - logsumexp(log_wealth))))
 
 
 def rows_needed(max_drop: float, confidence: float) -> int:

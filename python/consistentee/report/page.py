@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from html import escape
 
 from consistentee.report.contents import REQUIRED_METRICS, Example, Report, shorten
@@ -17,16 +18,34 @@ def page(report: Report) -> str:
         f"<figure>\n{inline_svg(plot, report)}<figcaption>{escape(caption)}</figcaption>\n</figure>"
         for plot, caption in zip(PLOTS, _captions(report), strict=True)
     )
-    return _PAGE.format(
+    body = _BODY.format(
         title=escape(report.title),
-        light=_css_variables(LIGHT),
-        dark=_css_variables(DARK),
-        tiles=_tiles(report),
+        tiles=tiles(_tiles(report)),
         setup=_setup(report),
         failures=_failures(report),
         plots="\n".join(figures),
         first_out=_table(report.first_out),
         last_out=_table(report.last_out),
+    )
+    return document(report.title, body)
+
+
+def document(title: str, body: str, css: str = "") -> str:
+    """A whole page in the reports' style, which `css` adds to."""
+    return _DOCUMENT.format(
+        title=escape(title),
+        light=_css_variables(LIGHT),
+        dark=_css_variables(DARK),
+        more=css,
+        body=body,
+    )
+
+
+def tiles(figures: Iterable[tuple[str, str, str]]) -> str:
+    """Elements of a ``dl``: name, figure, note."""
+    return "\n".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd>{escape(note)}</dd></div>"
+        for name, value, note in figures
     )
 
 
@@ -52,12 +71,12 @@ def _captions(report: Report) -> tuple[str, ...]:
     )
 
 
-def _tiles(report: Report) -> str:
+def _tiles(report: Report) -> tuple[tuple[str, str, str], ...]:
     metrics = report.metrics
     accuracy, full = float(metrics["accuracy"]), float(metrics["full_depth_accuracy"])
     seconds, full_seconds = float(metrics["seconds"]), float(metrics["full_depth_seconds"])
     points = f"{100 * (accuracy - full):+.2f}".replace("-", "\u2212")
-    tiles = (
+    return (
         ("accuracy", f"{accuracy:.2%}", f"{points} points to full depth"),
         ("full depth", f"{full:.2%}", "accuracy with every layer"),
         (
@@ -72,10 +91,6 @@ def _tiles(report: Report) -> str:
             f"Hugging Face model at full depth, {full_seconds:.2f}\u00a0s / {seconds:.2f}\u00a0s",
         ),
         ("rows", f"{metrics['rows']:,}", f"{float(metrics['rows']) / seconds:,.0f} rows a second"),
-    )
-    return "\n".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd><dd>{escape(note)}</dd></div>"
-        for name, value, note in tiles
     )
 
 
@@ -116,7 +131,7 @@ def _css_variables(colours: dict[str, str]) -> str:
     return " ".join(f"--{name}: {colour};" for name, colour in colours.items())
 
 
-_PAGE = """<!doctype html>
+_DOCUMENT = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -165,10 +180,14 @@ th:nth-child(n+4), td:nth-child(n+4) {{
 }}
 .wrong td:nth-child(3) {{ color: var(--second); font-weight: 600; }}
 .wrong td:nth-child(3)::after {{ content: " \\2717"; }}
-</style>
+{more}</style>
 </head>
 <body>
-<h1>{title}</h1>
+{body}</body>
+</html>
+"""
+
+_BODY = """<h1>{title}</h1>
 <dl>
 {tiles}
 </dl>
@@ -185,6 +204,4 @@ machine.</p>
 <h2>Left last</h2>
 {last_out}
 <p>Score: the exit score at the layer where the row left. ✗ marks a wrong prediction.</p>
-</body>
-</html>
 """

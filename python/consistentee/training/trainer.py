@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,15 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from consistentee.atomic_files import naming_file
+from consistentee.data.batch import Batch
 from consistentee.measures.layer_outputs import MODEL_INPUTS
 from consistentee.training.distributed import processes
-from consistentee.training.losses import Loss
 from consistentee_ext.progress import progress_bar
 
 # What the heads alone read: inputs of `PolicyNetwork`, and of the model in place of its tokens.
 EXIT_INPUTS = ("states", "exit_logits", "alpha", "pooled_states")
+# Of a decoder's rows: where the answer begins and ends.
+ANSWER_INPUTS = ("prompt_lengths", "lengths")
 
 
 class EpochSampler(Sampler[int]):
@@ -99,7 +101,7 @@ class PhaseProgress(TrainerCallback):
 
 
 class PhaseTrainer(Trainer):
-    """A Trainer whose loss gets the whole batch and whose heads have their own learning rate.
+    """A Trainer whose loss gets the whole batch and whose exits have their own learning rate.
 
     Linear decay after a short warm-up. It saves a checkpoint after each epoch and keeps the last.
     (Inside an epoch training could not be resumed exactly: the order of rows is not saved.)
@@ -108,12 +110,12 @@ class PhaseTrainer(Trainer):
 
     Args:
         phase: the phase's name, for messages.
-        loss: the phase's loss.
+        loss: the phase's loss, of the model's output and the batch.
         output_dir: the folder of the checkpoints.
         epochs: passes over the rows.
         batch_size: rows of a step, over all processes.
         seed: of the order of rows and the dropout.
-        head_learning_rate: peak learning rate of ``heads.*``.
+        head_learning_rate: peak learning rate of ``heads.*`` and of a decoder's ``exits.*``.
         learning_rate: peak learning rate of ``backbone.*``.
         bf16: run the model under bfloat16 autocast; weights and loss stay float32.
         recorded: the model reads states that were computed before. It is trained without dropout,
@@ -121,6 +123,7 @@ class PhaseTrainer(Trainer):
             single-threaded, because its steps are too small to parallelise.
         alpha_range: of an adjustable model: each row of each batch gets an alpha drawn
             log-uniformly from this range, for policies and loss.
+        sampler: has the rows of each epoch in their order; default an `EpochSampler`.
         options: of the Trainer: model, data, collator.
     """
 
@@ -128,7 +131,7 @@ class PhaseTrainer(Trainer):
         self,
         *,
         phase: str,
-        loss: Loss,
+        loss: Callable[[Any, Batch], Tensor],
         output_dir: Path,
         epochs: int,
         batch_size: int,
@@ -138,6 +141,7 @@ class PhaseTrainer(Trainer):
         bf16: bool = False,
         recorded: bool = False,
         alpha_range: Sequence[float] | None = None,
+        sampler: Sampler[int] | None = None,
         **options: Any,
     ) -> None:
         shares = processes().num_processes
@@ -167,11 +171,11 @@ class PhaseTrainer(Trainer):
         self.add_callback(self.progress)
         self.phase = phase
         self.loss = loss
-        self.batch_size = batch_size
         self.head_learning_rate = head_learning_rate
         self.bf16 = bf16
         self.recorded = recorded
         self.alpha_range = alpha_range
+        self.sampler = sampler or EpochSampler(self.train_dataset, batch_size, seed)
 
     def train(self, *args: Any, **options: Any) -> Any:
         """Train the phase, on recorded states on one thread."""
@@ -187,8 +191,8 @@ class PhaseTrainer(Trainer):
         with naming_file(self.args.output_dir or ""):
             super()._save_checkpoint(*arguments)
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochSampler:
-        return EpochSampler(self.train_dataset, self.batch_size, self.args.seed)
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.sampler
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """An optimizer with learning rates for the backbone and for the heads."""
@@ -196,7 +200,11 @@ class PhaseTrainer(Trainer):
         assert module is not None
         if self.optimizer is None:
             decayed = set(self.get_decay_parameter_names(module))
-            rates = {"backbone.": self.args.learning_rate, "heads.": self.head_learning_rate}
+            rates = {
+                "backbone.": self.args.learning_rate,
+                "heads.": self.head_learning_rate,
+                "exits.": self.head_learning_rate,
+            }
             trained = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
             groups = [
                 {
@@ -233,11 +241,12 @@ class PhaseTrainer(Trainer):
             low, high = self.alpha_range
             drawn = torch.rand(len(inputs["labels"]), device=inputs["labels"].device)
             inputs = {**inputs, "alpha": low * (high / low) ** drawn}
-        names = [name for name in (*MODEL_INPUTS, *EXIT_INPUTS) if name in inputs]
+        known = (*MODEL_INPUTS, *EXIT_INPUTS, *ANSWER_INPUTS)
+        names = [name for name in known if name in inputs]
         with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
             output = model(**{name: inputs[name] for name in names})
         progress = torch.tensor(self.state.global_step / self.state.max_steps)
-        loss = self.loss(output, {**inputs, "progress": progress.to(output.exit_logits.device)})
+        loss = self.loss(output, {**inputs, "progress": progress.to(self.args.device)})
         if not torch.isfinite(loss):
             raise RuntimeError(
                 f"{self.phase}: expected a finite loss, got {loss.item()} at step "

@@ -1,0 +1,1 @@
+"""Decoders whose tokens leave early: the checkpoint, its layers, and the reference generator."""

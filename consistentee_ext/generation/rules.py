@@ -1,0 +1,141 @@
+"""Rules by which tokens leave: the policy, and what it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from consistentee_ext.criteria import check_threshold
+
+if TYPE_CHECKING:
+    from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Tokens of any shape ``[...]`` that have run a layer behind which they may leave.
+
+    Attributes:
+        model: whose tokens they are.
+        layer: in 1..L-1.
+        rows: ``[...]`` int64, each one's sequence.
+        numbers: ``[...]`` int64, 1 for a sequence's first answer token.
+        hidden: h, ``[..., H]``, behind the layer.
+        previous: ``[..., H]``, before it.
+    """
+
+    model: ConsistentEEForCausalLM
+    layer: int
+    rows: Tensor
+    numbers: Tensor
+    hidden: Tensor
+    previous: Tensor
+
+    @cached_property
+    def state(self) -> Tensor:
+        """What policy and LM head read, ``[..., H]``."""
+        return self.model.readout(self.layer, self.hidden)
+
+    @cached_property
+    def policy_logits(self) -> Tensor:
+        """The policy's, ``[...]``."""
+        return self.model.decide(self.layer, self.state)
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """The LM head's, ``[..., V]``."""
+        return self.model.logits(self.state)
+
+
+class ExitRule(Protocol):
+    """Which tokens leave, ``[...]`` bool, of those that arrive at an exit."""
+
+    reads_logits: ClassVar[bool]  # whether each exit that a token passes costs an LM head
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        ...
+
+
+@dataclass(frozen=True)
+class PolicyRule:
+    """Leave where the policy's exit probability is above the threshold; 1.0 is full depth."""
+
+    threshold: float
+    reads_logits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        return arrival.policy_logits.sigmoid() > self.threshold
+
+
+@dataclass(frozen=True)
+class ConfidenceRule:
+    """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061)."""
+
+    threshold: float
+    reads_logits: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        return arrival.logits.softmax(dim=-1).amax(dim=-1) > self.threshold
+
+
+@dataclass(frozen=True)
+class SaturationRule:
+    """Leave where a layer hardly turned the hidden state: the cosine of what it read and what it
+    returned is above the threshold (CALM, arXiv 2207.07061).
+    """
+
+    threshold: float
+    reads_logits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        return cosine_similarity(arrival.hidden, arrival.previous, dim=-1) > self.threshold
+
+
+@dataclass(frozen=True)
+class DepthRule:
+    """Leave at a depth that the position alone decides (SkipDecode, arXiv 2307.02628).
+
+    Answer token n of N leaves at the first exit of at least ``first + (last - first) * x`` layers,
+    where x goes from 0 to 1 as n goes from 1 to N and then stays; with ``first == last`` that is
+    truncation.
+
+    Args:
+        first: layers of the first answer token.
+        last: layers of the last one.
+        length: N.
+
+    Raises:
+        ValueError: a number is below 1.
+    """
+
+    first: float
+    last: float
+    length: int = 1
+    reads_logits: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        for name in ("first", "last", "length"):
+            if not getattr(self, name) >= 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        share = ((arrival.numbers - 1) / max(self.length - 1, 1)).clamp(0, 1)
+        return self.first + (self.last - self.first) * share <= arrival.layer

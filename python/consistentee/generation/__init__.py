@@ -1,0 +1,1 @@
+"""Decoders: their training, and what it is worth."""
