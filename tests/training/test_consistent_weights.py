@@ -55,7 +55,8 @@ def classification_loss(logits: torch.Tensor, thresholds: list[float], decay: fl
 def signal_loss(logits: torch.Tensor, margin: float) -> float:
     total = 0.0
     for layer in range(L - 1):
-        right, wrong = [], []
+        right: list[float] = []
+        wrong: list[float] = []
         for row, scores, label in zip(logits.tolist(), scores_of(logits), LABELS, strict=True):
             answer = max(range(C), key=row[layer].__getitem__)
             (right if answer == label else wrong).append(scores[layer])
