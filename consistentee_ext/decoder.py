@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -200,7 +200,7 @@ class FastEarlyExitDecoder(GenerateDropIn):
         batch_size: int = 32,
         show_progress_bar: bool = False,
         first_row: int = 0,
-    ) -> Iterator[GeneratedText]:
+    ) -> Generator[GeneratedText]:
         """As `generate_texts`, in the order of the prompts, each as soon as it and those before it
         are there.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from tqdm.std import tqdm
@@ -57,7 +57,7 @@ def encode_rows(
 
 def texts_in_order(
     found: Iterator[tuple[int, Answer]], tokenizer: Any, bar: tqdm[Any]
-) -> Iterator[GeneratedText]:
+) -> Generator[GeneratedText]:
     """The texts of answers, each as soon as it and those of smaller number are there."""
     ended: dict[int, Answer] = {}
     following = 0
