@@ -21,12 +21,12 @@ from consistentee_ext.families.reader import Reader
 from consistentee_ext.forks import threads_start, without_threads
 from consistentee_ext.generation.checkpoint import load_decoder
 from consistentee_ext.generation.drop_in import GenerateDropIn, check_positions
-from consistentee_ext.generation.engine import DecoderEngine, EagerDecoderEngine
+from consistentee_ext.generation.engine import DecoderEngine
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
+from consistentee_ext.generation.native_engine import choose_engine
 from consistentee_ext.generation.refill import answer_prompts
 from consistentee_ext.generation.texts import GeneratedText, encode_rows, texts_in_order
 from consistentee_ext.generation.weights import DecoderWeights, find_decoder, read_decoder
-from consistentee_ext.ops import load_ops
 from consistentee_ext.placement import choose_dtype, place, usable_device
 from consistentee_ext.progress import progress_bar
 from consistentee_ext.source import Source
@@ -247,9 +247,7 @@ class FastEarlyExitDecoder(GenerateDropIn):
         """By the backend there was, if it can run here."""
         if not availability(self.backend, self.device).usable:
             self.backend = _select_backend(self.device, None)
-        self._engine: DecoderEngine = EagerDecoderEngine(
-            weights, thresholds, load_ops(self.backend)
-        )
+        self._engine: DecoderEngine = choose_engine(weights, thresholds, self.backend)
 
 
 def _generation_config(model: Any) -> GenerationConfig:

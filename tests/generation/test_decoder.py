@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import pickle
 import time
 from pathlib import Path
@@ -12,16 +11,14 @@ from typing import Any
 import pytest
 import torch
 from support.decoder_folder import LETTERS, save_decoder, tokenizer
-from support.decoders import CASES, random_rows, tiny_causal_lm, tiny_decoder
+from support.decoders import CASES, left_padded, random_rows, tiny_causal_lm, tiny_decoder
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     GenerationConfig,
-    LlamaConfig,
     LlamaForCausalLM,
-    LlamaForSequenceClassification,
     LogitsProcessor,
     LogitsProcessorList,
     PreTrainedTokenizerFast,
@@ -39,14 +36,7 @@ from consistentee_ext.generation.rules import PolicyRule
 
 NEW = 14
 PROMPTS = random_rows([5, 1, 9, 3], seed=3)
-
-
-def batch(prompts: list[list[int]] = PROMPTS) -> dict[str, torch.Tensor]:
-    """Padded on the left."""
-    width = max(map(len, prompts))
-    ids = [[0] * (width - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+BATCH = left_padded(PROMPTS)
 
 
 def both(model: Any, ours: Any, inputs: dict[str, torch.Tensor], **options: Any) -> tuple[Any, Any]:
@@ -63,7 +53,7 @@ def test_full_depth_gives_hugging_faces_tokens(case: str, backend: str) -> None:
     """Greedy, in a batch and alone; and with ConsistentEE's exits at threshold 1."""
     model = tiny_decoder(case)
     ours = FastEarlyExitDecoder(model, backend=backend)
-    expected, found = both(model, ours, batch(), do_sample=False)
+    expected, found = both(model, ours, BATCH, do_sample=False)
     assert torch.equal(found, expected)
     alone = {"input_ids": torch.tensor(PROMPTS[2:3])}
     expected, found = both(model, ours, alone, do_sample=False)
@@ -71,7 +61,7 @@ def test_full_depth_gives_hugging_faces_tokens(case: str, backend: str) -> None:
     exits = tiny_causal_lm(case)
     ours = FastEarlyExitDecoder(exits, threshold=1.0, backend=backend)
     exits.backbone.generation_config = copy.deepcopy(ours.generation_config)
-    expected, found = both(exits.backbone, ours, batch(), do_sample=False)
+    expected, found = both(exits.backbone, ours, BATCH, do_sample=False)
     assert torch.equal(found, expected)
 
 
@@ -80,7 +70,7 @@ def test_full_depth_gives_hugging_faces_tokens(case: str, backend: str) -> None:
 )
 def test_other_shapes(changes: dict[str, Any]) -> None:
     model = tiny_decoder(**changes)
-    expected, found = both(model, FastEarlyExitDecoder(model), batch(), do_sample=False)
+    expected, found = both(model, FastEarlyExitDecoder(model), BATCH, do_sample=False)
     assert torch.equal(found, expected)
 
 
@@ -91,7 +81,7 @@ def test_tokens_and_exits_are_the_references(case: str, threshold: float, fill: 
     model = tiny_causal_lm(case)
     expected = generate(model, PROMPTS, NEW, PolicyRule(threshold), fill)
     ours = FastEarlyExitDecoder(model, threshold=threshold)
-    out = ours.generate(**batch(), max_new_tokens=NEW, return_dict_in_generate=True)
+    out = ours.generate(**BATCH, max_new_tokens=NEW, return_dict_in_generate=True)
     longest = max(map(len, expected.tokens))
     assert out.exit_layers.dtype == torch.int64
     assert out.exit_layers.shape == (4, longest)
@@ -128,7 +118,7 @@ def test_options_are_transformers_own(name: str, do_sample: bool) -> None:
     if not do_sample and name == "three each":
         options["do_sample"] = True  # as the library asks for it
     options |= {"output_scores": True, "output_logits": True}
-    expected, found = both(model, FastEarlyExitDecoder(model), batch(), **options)
+    expected, found = both(model, FastEarlyExitDecoder(model), BATCH, **options)
     assert torch.equal(found.sequences, expected.sequences)
     for field in ("scores", "logits"):
         ours, theirs = found[field], expected[field]
@@ -160,7 +150,7 @@ def test_processors_and_criteria_of_a_callers_own() -> None:
             "do_sample": True,
             "eos_token_id": ends,
         }
-        expected, found = both(model, ours, batch(), **options)
+        expected, found = both(model, ours, BATCH, **options)
         assert torch.equal(found, expected)
         assert found.shape[1] < max(map(len, PROMPTS)) + NEW
 
@@ -208,7 +198,7 @@ def test_time_is_up() -> None:
 
     ours = FastEarlyExitDecoder(tiny_decoder(eos_token_id=None))
     slow = LogitsProcessorList([Slow()])
-    found = ours.generate(**batch(), max_new_tokens=50, max_time=0.2, logits_processor=slow)
+    found = ours.generate(**BATCH, max_new_tokens=50, max_time=0.2, logits_processor=slow)
     assert 1 <= found.shape[1] - 9 <= 5
 
 
@@ -240,20 +230,20 @@ def test_from_pretrained(tmp_path: Path) -> None:
     assert (ours.threshold, ours.exit_layers, ours.num_layers) == (0.25, (1, 3, 4), 4)
     assert ours.max_positions == 64
     assert ours.generation_config.eos_token_id == 2
-    out = ours.generate(**batch(), max_new_tokens=NEW, return_dict_in_generate=True)
+    out = ours.generate(**BATCH, max_new_tokens=NEW, return_dict_in_generate=True)
     assert {1, 3, 4} >= set(out.exit_layers.flatten().tolist()) - {0} > {4}
     whole = FastEarlyExitDecoder(model)
     whole.threshold = {1: 0.25, 2: 1.0, 3: 0.25}
-    assert torch.equal(whole.generate(**batch(), max_new_tokens=NEW), out.sequences)
+    assert torch.equal(whole.generate(**BATCH, max_new_tokens=NEW), out.sequences)
     assert whole.threshold == {1: 0.25, 2: 1.0, 3: 0.25}
     ours.threshold = 1.0
-    deep = ours.generate(**batch(), max_new_tokens=NEW, return_dict_in_generate=True)
+    deep = ours.generate(**BATCH, max_new_tokens=NEW, return_dict_in_generate=True)
     assert set(deep.exit_layers.flatten().tolist()) <= {0, 4}
 
 
 def test_copies(tmp_path: Path) -> None:
     ours = FastEarlyExitDecoder(tiny_causal_lm(), threshold=0.6)
-    expected = ours.generate(**batch(), max_new_tokens=NEW)
+    expected = ours.generate(**BATCH, max_new_tokens=NEW)
     torch.save(ours, tmp_path / "whole.pt")
     copies = [
         copy.deepcopy(ours),
@@ -263,134 +253,20 @@ def test_copies(tmp_path: Path) -> None:
     ]
     for one in copies:
         assert one.threshold == 0.6
-        assert torch.equal(one.generate(**batch(), max_new_tokens=NEW), expected)
+        assert torch.equal(one.generate(**BATCH, max_new_tokens=NEW), expected)
     copies[0].threshold = 0.3
     assert ours.threshold == 0.6
     for call, message in (
         (lambda: ours.train(), "train: expected False"),
         (lambda: ours.state_dict(), "state_dict: not kept"),
         (lambda: ours.save_pretrained("x"), "save_pretrained: not kept"),
-        (lambda: ours(**batch()), "forward: call generate"),
+        (lambda: ours(**BATCH), "forward: call generate"),
         (lambda: ours.generate_batch([[1]]), "generate_batch: call generate_texts"),
     ):
         with pytest.raises(RuntimeError, match=f"^{message}"):
             call()
     with pytest.raises(ValueError, match=r"^dtype: expected torch.float32, got torch.float16"):
         ours.half()
-
-
-ONLY = "FastEarlyExitDecoder only supports"
-UNUSED = r"The following `model_kwargs` are not used by the model: \['{}'\]"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"num_beams": 2}, ONLY),
-        ({"prompt_lookup_num_tokens": 2}, ONLY),
-        ({"assistant_early_exit": 2}, ONLY),
-        ({"inputs_embeds": torch.zeros(4, 9, 32)}, UNUSED.format("inputs_embeds")),
-        ({"max_tokens": 3}, UNUSED.format("max_tokens")),
-        ({"position_ids": torch.zeros(4, 9, dtype=torch.long)}, "position_ids: expected none"),
-        ({"use_cache": False}, "use_cache: expected True, .*, got False"),
-        ({"cache_implementation": "static"}, "cache_implementation: expected None, .* 'static'"),
-        ({"guidance_scale": 2.0}, "guidance_scale: expected None, .* got 2.0"),
-        ({"output_attentions": True}, "output_attentions: expected False"),
-        ({"output_hidden_states": True}, "output_hidden_states: expected False"),
-        (
-            {"max_new_tokens": 57},
-            "max_new_tokens: expected at most 56 behind a prompt of 9 tokens, as the decoder has "
-            "64 positions, got 57",
-        ),
-    ],
-)
-def test_what_is_not_done_is_refused(options: dict[str, Any], message: str) -> None:
-    ours = FastEarlyExitDecoder(tiny_causal_lm())
-    with pytest.raises(ValueError, match=f"^{message}") as caught:
-        ours.generate(**batch(), **{"max_new_tokens": 4, **options})
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of the argument's name
-def test_a_callers_cache_is_refused() -> None:
-    model = tiny_decoder()
-    used = model(torch.tensor([[5, 6]]), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match=r"not used by the model: \['(cache|past_key_values)'\]"):
-        FastEarlyExitDecoder(model).generate(torch.tensor([[5, 6, 7]]), past_key_values=used)
-
-
-def test_wrong_inputs_by_message() -> None:
-    ours = FastEarlyExitDecoder(tiny_causal_lm())
-    inputs = batch()
-    right = {name: tensor.flip(1) for name, tensor in inputs.items()}
-    empty = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
-    empty["attention_mask"][1] = 0
-    holes = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
-    holes["attention_mask"][2, 4] = 0
-    large = {**inputs, "input_ids": inputs["input_ids"] + 60}
-    long = {"input_ids": torch.full((1, 65), 5)}
-    for given, message in (
-        (right, "attention_mask: expected padding on the left, got some on the right"),
-        (empty, "attention_mask: expected at least one token a row, got none in row 1"),
-        (holes, "attention_mask: expected no zeros between the tokens of a row"),
-        (large, "input_ids: expected ids from 0 to 60, got 116"),
-        (long, "input_ids: expected at most 64 positions, got 65"),
-    ):
-        with pytest.raises(ValueError, match=f"^{message}"):
-            ours.generate(**given, max_new_tokens=4)
-    with pytest.raises(TypeError, match=r"^input_ids: expected int64 or int32"):
-        ours.generate(inputs["input_ids"].float(), max_new_tokens=4)
-    broken = tiny_causal_lm()
-    broken.backbone.model.layers[3].mlp.down_proj.weight.data.fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"^model: expected finite logits, got nan$"):
-        FastEarlyExitDecoder(broken).generate(**inputs, max_new_tokens=4)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"threshold": 0.0}, r"threshold: expected a number in \(0, 1\], got 0.0"),
-        ({"threshold": 1.5}, r"threshold: expected a number in \(0, 1\], got 1.5"),
-        ({"threshold": [0.5, 0.5]}, "threshold: expected 3 numbers, one for each"),
-        ({"exit_layers": [5]}, r"exit_layers: expected some of \[1, 2, 3, 4\], got 5"),
-        ({"dtype": "int8"}, "dtype: expected one of .*, got 'int8'"),
-        ({"dtype": torch.float64}, "dtype: expected one of .*, got torch.float64"),
-        ({"device": "mars"}, "device: expected one that torch can use here, got mars"),
-        ({"backend": "fast"}, "backend: expected one of .*, got 'fast'"),
-    ],
-)
-def test_wrong_settings_by_message(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{message}"):
-        FastEarlyExitDecoder(tiny_causal_lm(), **options)
-    with pytest.raises(RuntimeError, match=r"backend 'cuda' cannot run"):
-        FastEarlyExitDecoder(tiny_causal_lm(), backend="cuda")
-
-
-def test_wrong_models_by_message(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"^model: expected a causal language model, got str$"):
-        FastEarlyExitDecoder("model")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^model: expected a ConsistentEE decoder or .* Linear$"):
-        FastEarlyExitDecoder(torch.nn.Linear(2, 2))
-    config = LlamaConfig(**tiny_decoder().config.to_diff_dict())
-    classifier = LlamaForSequenceClassification(config)
-    with pytest.raises(ValueError, match=r"^model: expected a ConsistentEE decoder or"):
-        FastEarlyExitDecoder(classifier)
-    classifier.save_pretrained(tmp_path / "classifier")
-    with pytest.raises(ValueError, match=r"expected a decoder with its LM head, got a LlamaForSeq"):
-        FastEarlyExitDecoder.from_pretrained(tmp_path / "classifier")
-    with pytest.raises(FileNotFoundError, match=r"none: expected a folder, found none$"):
-        FastEarlyExitDecoder.from_pretrained(tmp_path / "none")
-    (tmp_path / "bert").mkdir()
-    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match=r"expected a config of model_type .*, got 'bert'$"):
-        FastEarlyExitDecoder.from_pretrained(tmp_path / "bert")
-    folder = save_decoder(tmp_path / "short")
-    weights = folder / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(
-        ValueError, match=r"expected weights in safetensors, got a file that is cut"
-    ):
-        FastEarlyExitDecoder.from_pretrained(folder)
 
 
 def test_generation_config_is_the_models() -> None:
@@ -402,6 +278,6 @@ def test_generation_config_is_the_models() -> None:
     one: Any
     for one in (model, FastEarlyExitDecoder(model)):
         set_seed(5)
-        found.append(one.generate(**batch()))
+        found.append(one.generate(**BATCH))
     assert torch.equal(found[0], found[1])
     assert found[0].shape[1] == 9 + 7

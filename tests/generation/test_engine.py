@@ -15,15 +15,24 @@ from support.decoders import CASES, random_rows, tiny_causal_lm
 
 from consistentee_ext import FastEarlyExitDecoder
 from consistentee_ext.generation.cache import SlotCache, allocate_cache
-from consistentee_ext.generation.engine import DecoderEngine, check_logits
+from consistentee_ext.generation.engine import DecoderEngine, EagerDecoderEngine, check_logits
+from consistentee_ext.generation.native_engine import NativeDecoderEngine
 from consistentee_ext.generation.reference import ReferenceDecoder
 from consistentee_ext.generation.rules import PolicyRule
+from consistentee_ext.ops import load_ops
 
+KINDS = ["native", "eager", "torch"]
 PROMPTS = random_rows([5, 1, 9, 3], seed=3)
 
 
-def engine_of(model: Any, **options: Any) -> DecoderEngine:
-    return FastEarlyExitDecoder(model, **options)._engine
+def engine_of(model: Any, kind: str = "native", **options: Any) -> DecoderEngine:
+    """In C++, op by op with the C++ ops, or in plain PyTorch."""
+    backend = "torch" if kind == "torch" else "cpu"
+    engine = FastEarlyExitDecoder(model, backend=backend, **options)._engine
+    assert isinstance(engine, NativeDecoderEngine) == (backend == "cpu")
+    if kind != "eager":
+        return engine
+    return EagerDecoderEngine(engine.weights, engine.thresholds, load_ops("cpu"))
 
 
 def prefill(
@@ -33,15 +42,15 @@ def prefill(
     return engine.prefill(cache, torch.tensor([*chain(*prompts)]), offsets, torch.tensor(slots))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("threshold", [1.0, 0.6, 0.3])
 @pytest.mark.parametrize("case", CASES)
-def test_steps_are_the_references(case: str, threshold: float, backend: str) -> None:
+def test_steps_are_the_references(case: str, threshold: float, kind: str) -> None:
     """Logits and exits, now and then with a pause of a sequence, so that lengths and holes differ;
     slots are not the reference's rows, and one more is empty.
     """
     model = tiny_causal_lm(case)
-    engine = engine_of(model, threshold=threshold, backend=backend)
+    engine = engine_of(model, kind, threshold=threshold)
     reference = ReferenceDecoder(model, PROMPTS, 40)
     slots = torch.tensor([3, 0, 4, 1])
     cache = engine.allocate(5, 40)
@@ -60,12 +69,12 @@ def test_steps_are_the_references(case: str, threshold: float, backend: str) -> 
     assert exits == {4} if threshold == 1.0 else len(exits) >= 2
 
 
-@pytest.mark.parametrize("backend", ["cpu", "torch"])
-def test_bfloat16_errs_as_the_modules_do(backend: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_bfloat16_errs_as_the_modules_do(kind: str) -> None:
     """Logits within twice the error that Hugging Face's modules have in that dtype."""
     model = tiny_causal_lm()
     exact = ReferenceDecoder(model, PROMPTS, 40)
-    engine = engine_of(model, threshold=1.0, dtype=torch.bfloat16, backend=backend)
+    engine = engine_of(model, kind, threshold=1.0, dtype=torch.bfloat16)
     rounded = ReferenceDecoder(tiny_causal_lm().bfloat16(), PROMPTS, 40)
     cache, rows = engine.allocate(4, 40), torch.arange(4)
     ours, theirs, full = (prefill(engine, cache, PROMPTS, range(4)), rounded.logits, exact.logits)
