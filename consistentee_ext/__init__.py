@@ -1,4 +1,4 @@
-"""Early-exit inference on packed batches; see `FastEarlyExitEncoder`."""
+"""Early-exit inference on packed batches; see `FastEarlyExitEncoder` and `FastEarlyExitDecoder`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from consistentee_ext.backend import backend_report
     from consistentee_ext.causal_lm import classifier_from_causal_lm
+    from consistentee_ext.decoder import FastEarlyExitDecoder
     from consistentee_ext.encoder import FastEarlyExitEncoder
+    from consistentee_ext.generation.texts import GeneratedText
     from consistentee_ext.output import EarlyExitOutput
 
 __all__ = [
     "EarlyExitOutput",
+    "FastEarlyExitDecoder",
     "FastEarlyExitEncoder",
+    "GeneratedText",
     "__version__",
     "backend_report",
     "classifier_from_causal_lm",
@@ -24,7 +28,9 @@ __all__ = [
 # transformers.
 _HOMES = {
     "EarlyExitOutput": "output",
+    "FastEarlyExitDecoder": "decoder",
     "FastEarlyExitEncoder": "encoder",
+    "GeneratedText": "generation.texts",
     "backend_report": "backend",
     "classifier_from_causal_lm": "causal_lm",
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Set
+from collections.abc import Iterator, Set
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -63,25 +64,29 @@ def load_checkpoint(source: Source) -> nn.Module:
             f"{name_or_path}: config.json: id2label: expected an object from number to name, got "
             f"{type(fields['id2label']).__name__}"
         )
-    _check_format(source)
-    try:
+    with reading_safetensors(source, AutoModelForSequenceClassification.__name__):
         return _load(source, fields)
-    except SafetensorError as error:
-        raise ValueError(
-            f"{name_or_path}: expected weights in safetensors, got a file that is cut short, or a "
-            f"pointer to one: {error}"
-        ) from error
 
 
-def _check_format(source: Source) -> None:
-    """Raise OSError, with the cure, where a local folder has its weights in a pickle alone."""
+@contextmanager
+def reading_safetensors(source: Source, auto_class: str) -> Iterator[None]:
+    """Raise OSError, with the cure, where a local folder has its weights in a pickle alone, and
+    ValueError where a file of weights is not whole.
+    """
     folder = Path(source.name_or_path) / source.subfolder
     if (folder / "pytorch_model.bin").is_file() and not list(folder.glob("*.safetensors")):
         raise OSError(
             f"{folder}: expected model.safetensors, got pytorch_model.bin, which can run code when "
-            "it is loaded; if you trust it, AutoModelForSequenceClassification.from_pretrained "
-            "and then save_pretrained writes the other"
+            f"it is loaded; if you trust it, {auto_class}.from_pretrained and then save_pretrained "
+            "writes the other"
         )
+    try:
+        yield
+    except SafetensorError as error:
+        raise ValueError(
+            f"{source.name_or_path}: expected weights in safetensors, got a file that is cut "
+            f"short, or a pointer to one: {error}"
+        ) from error
 
 
 def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
@@ -90,7 +95,7 @@ def _load(source: Source, fields: dict[str, Any]) -> nn.Module:
     if model_type != ConsistentEEConfig.model_type:
         reason = _refusal(source, model_type)
         if reason is None:
-            return _load_classifier(source)
+            return load_with_transformers(source, AutoModelForSequenceClassification)
         supported = (ConsistentEEConfig.model_type, *FAMILIES)
         raise ValueError(
             f"{name_or_path}: expected a config of model_type {', '.join(supported)}, or of an "
@@ -180,11 +185,16 @@ def _read_weights(file: str) -> dict[str, Tensor]:
     return weights
 
 
-def _load_classifier(source: Source) -> nn.Module:
+def load_with_transformers(source: Source, auto_class: Any) -> nn.Module:
+    """A model by one of the library's auto classes, in evaluation mode.
+
+    Raises:
+        ValueError: weights that are missing or reshaped.
+    """
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # the table of misfits it would log is our error, in one line
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto_class.from_pretrained(
             source.name_or_path,
             use_safetensors=True,
             trust_remote_code=False,

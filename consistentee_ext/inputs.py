@@ -169,13 +169,13 @@ def _pack_checked(
         empty = torch.zeros(0, dtype=torch.int64)
         return PackedInputs(empty, empty, empty, torch.zeros(1, dtype=torch.int32), empty)
     lengths = mask.sum(dim=1)
-    if limits.by_place:
-        _check_places(mask, lengths, position_ids)
     if width == 0 or not bool((lengths > 0).all()):
         row = 0 if width == 0 else int((lengths == 0).nonzero()[0])
         raise ValueError(
             f"attention_mask: expected at least one token a row, got none in row {row}"
         )
+    if limits.by_place:
+        _check_places(mask, lengths, position_ids)
     # Rows of one length side by side, so that plain PyTorch attends to them in one call.
     row_ids = lengths.argsort(descending=True, stable=True)
     packed_ids, cu_seqlens = pack(ids[row_ids], mask[row_ids])

@@ -129,5 +129,19 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "engine_advance(int engine, int first, int last, *, Tensor? ids, Tensor? types,"
       " Tensor? positions, Tensor? hidden, Tensor cu_seqlens, Tensor row_ids, int criterion,"
       " Tensor thresholds, Tensor? first_lengths, " RESULTS ") -> (Tensor, Tensor, Tensor)");
+  // An exit of a decoder behind block `layer` (1-based), in rising order of layers: a translator
+  // [r, H] and [H, r], prepacked, or none; a policy [P, H], [P], [1, P], [1], or linear [1, H], [1].
+  m.def(
+      "engine_add_token_exit(int engine, *, int layer, Tensor? down, Tensor? up,"
+      " Tensor? dense_weight, Tensor? dense_bias, Tensor score_weight, Tensor score_bias) -> ()");
+
+  // One token of each of R sequences, tokens, slots and positions [R] int64. The cache as
+  // consistentee_ext/generation/cache.py has it: keys and values [L, N * U, K * d], states
+  // [N * U, H], filled [E + 1, N] int64. Thresholds are [E] float32, 1 for no exit. Returns states
+  // behind the last norm [R, H], and exit layers [R] int64.
+  m.def(
+      "engine_step(int engine, Tensor tokens, Tensor slots, Tensor positions, *, Tensor(a!) keys,"
+      " Tensor(b!) values, Tensor(c!) states, Tensor(d!) filled, Tensor thresholds,"
+      " Tensor norm_weight, float norm_eps) -> (Tensor, Tensor)");
   m.def("engine_free(int engine) -> ()");
 }

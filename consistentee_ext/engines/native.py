@@ -25,9 +25,9 @@ class NativeEngine(Engine):
     stack: Stack
     description = "one call into C++"
 
-    def __init__(self, stack: Stack, exits: Exits, number: _Number | None = None) -> None:
+    def __init__(self, stack: Stack, exits: Exits, number: EngineNumber | None = None) -> None:
         super().__init__(stack, exits)
-        self._number = number or _Number(stack, exits)
+        self._number = number or _number_of(stack, exits)
 
     @staticmethod
     def takes(stack: Stack, exits: Exits) -> bool:
@@ -70,17 +70,25 @@ class NativeEngine(Engine):
         return PackedBatch(*survivors)
 
 
-class _Number:
-    """The number of an engine in C++, which lives as long as this object."""
+class EngineNumber:
+    """The number of an engine in C++ with the blocks of a stack, which lives as long as this
+    object.
+    """
 
-    def __init__(self, stack: Stack, exits: Exits) -> None:
+    def __init__(self, stack: Stack) -> None:
         ops = torch.ops.consistentee
         self.value: int = ops.engine_create.default(**_embedding_arguments(stack))
         weakref.finalize(self, ops.engine_free.default, self.value)
         for block in stack.blocks:
             ops.engine_add_block.default(self.value, **_block_arguments(block))
-        for layer, exit_ in exits.by_layer.items():
-            ops.engine_add_exit.default(self.value, layer=layer, **_exit_arguments(exit_))
+
+
+def _number_of(stack: Stack, exits: Exits) -> EngineNumber:
+    number = EngineNumber(stack)
+    add = torch.ops.consistentee.engine_add_exit.default
+    for layer, exit_ in exits.by_layer.items():
+        add(number.value, layer=layer, **_exit_arguments(exit_))
+    return number
 
 
 def _embedding_arguments(stack: Stack) -> dict[str, Any]:

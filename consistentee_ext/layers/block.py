@@ -60,11 +60,20 @@ class Block:
         return out._replace(hidden=hidden)
 
     def _norm_first(self, batch: PackedBatch, ops: LayerOps, max_length: int | None) -> PackedBatch:
-        normed = batch._replace(hidden=_norm(batch.hidden, self.attention_norm))
+        normed = batch._replace(hidden=self.before_attention(batch.hidden))
         out, added = self.attention(normed, ops, max_length)
-        hidden = self.attention.queried(batch).hidden + _norm(added, self.attention_out_norm)
+        hidden = self.behind_attention(self.attention.queried(batch).hidden, added, ops)
+        return out._replace(hidden=hidden)
+
+    def before_attention(self, hidden: Tensor) -> Tensor:
+        """What attention reads of ``[T, H]``, where the block norms first."""
+        return _norm(hidden, self.attention_norm)
+
+    def behind_attention(self, hidden: Tensor, added: Tensor, ops: LayerOps) -> Tensor:
+        """``[T, H]`` behind a block that norms first, from what came in and what attention adds."""
+        hidden = hidden + _norm(added, self.attention_out_norm)
         added = self.mlp(_norm(hidden, self.mlp_norm), ops)
-        return out._replace(hidden=hidden + _norm(added, self.mlp_out_norm))
+        return hidden + _norm(added, self.mlp_out_norm)
 
     def before_last_norm(
         self, batch: PackedBatch, ops: LayerOps, max_length: int | None = None

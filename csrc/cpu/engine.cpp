@@ -59,6 +59,15 @@ void Engine::add_exit(Exit exit) {
   exits_.push_back(std::move(exit));
 }
 
+void Engine::add_token_exit(TokenExit exit) {
+  check_building();
+  const int64_t least = token_exits_.empty() ? 1 : token_exits_.back().layer + 1;
+  if (exit.layer < least || exit.layer >= num_layers()) {
+    fail("layer: expected a number from " + std::to_string(least) + ", below the last layer");
+  }
+  token_exits_.push_back(std::move(exit));
+}
+
 Tensor Engine::embed(const Tensor& ids, const Tensor& types, const Tensor& positions) const {
   return embedding_(ids, types, positions);
 }
@@ -77,7 +86,7 @@ PackedRows Engine::advance(
     const ExitResults& results,
     int64_t all_rows,
     int64_t classes) const {
-  has_run_ = true;
+  start();
   const int64_t num_exits = static_cast<int64_t>(exits_.size());
   const Tensor& thresholds = decision.thresholds;
   if (thresholds.dim() != 2 || thresholds.size(0) != num_exits) {

@@ -5,8 +5,10 @@
 #pragma once
 
 #include <atomic>
+#include <memory>
 #include <vector>
 
+#include "cpu/cache/step.h"
 #include "cpu/exit/exit.h"
 #include "cpu/layer/layer.h"
 
@@ -42,6 +44,7 @@ class Engine {
 
   void add_block(Block block);
   void add_exit(Exit exit);
+  void add_token_exit(TokenExit exit);
 
   // [T, H] of the tokens that `pack` gives.
   Tensor embed(const Tensor& ids, const Tensor& types, const Tensor& positions) const;
@@ -58,6 +61,13 @@ class Engine {
       int64_t all_rows,
       int64_t classes) const;
 
+  // From now on blocks and exits stay as they are.
+  void start() const { has_run_ = true; }
+
+  // For decoding, which runs the blocks with a cache.
+  const std::vector<Block>& blocks() const { return blocks_; }
+  const std::vector<TokenExit>& token_exits() const { return token_exits_; }
+
   int64_t hidden_size() const { return hidden_size_; }
   ScalarType dtype() const { return embedding_.words.scalar_type(); }
   int64_t num_layers() const { return static_cast<int64_t>(blocks_.size()); }
@@ -69,7 +79,11 @@ class Engine {
   int64_t hidden_size_;
   std::vector<Block> blocks_;
   std::vector<Exit> exits_;
+  std::vector<TokenExit> token_exits_;
   mutable std::atomic<bool> has_run_{false};
 };
+
+// The engine of a number that engine_create gave; a pass under way keeps it alive.
+std::shared_ptr<Engine> find_engine(int64_t number);
 
 }  // namespace consistentee

@@ -153,7 +153,7 @@ void engine_add_block(
       num_heads,
       head_size,
       std::move(form)};
-  registry().find(engine)->add_block(
+  find_engine(engine)->add_block(
       {std::move(attention),
        optional_norm(attention_norm_weight, attention_norm_bias, attention_norm_eps),
        {PrepackedLinear(up, up_bias, up_activation),
@@ -197,7 +197,7 @@ void engine_add_exit(
     int64_t policy_input,
     int64_t state_activation,
     bool multi_label) {
-  const std::shared_ptr<Engine> target = registry().find(engine);
+  const std::shared_ptr<Engine> target = find_engine(engine);
   std::vector<Tensor> copies;
   const auto copy = [&](const std::optional<Tensor>& weight) {
     if (weight) copies.push_back(torch::stable::clone(*weight));
@@ -248,7 +248,7 @@ PackedRows engine_advance(
     const Tensor& exit_scores,
     const Tensor& labels,
     const Tensor& streaks) {
-  const std::shared_ptr<const Engine> target = registry().find(engine);
+  const std::shared_ptr<const Engine> target = find_engine(engine);
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
   const PassDecision decision{check_criterion(criterion), thresholds, first_lengths};
   const int64_t rows = count_rows(cu_seqlens, "cu_seqlens"), all_rows = logits.size(0);
@@ -277,6 +277,9 @@ PackedRows engine_advance(
 void engine_free(int64_t engine) { registry().remove(engine); }
 
 }  // namespace
+
+std::shared_ptr<Engine> find_engine(int64_t number) { return registry().find(number); }
+
 }  // namespace consistentee
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {

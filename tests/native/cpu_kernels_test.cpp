@@ -180,6 +180,28 @@ void test_attention(const CpuKernels& table, const Kernels<scalar_t>& kernels, d
 }
 
 template <typename scalar_t>
+void test_places(const Kernels<scalar_t>& kernels, double tolerance) {
+  for (const int64_t size : {2, 16, 34, 64}) {
+    const int64_t heads = 3, place = 6;
+    const Tables tables = full_form(size, 7, -kFar, kFar);
+    const auto x = draw<scalar_t>(heads * size);
+    std::vector<float> scratch(size);
+    for (const float* norm : {tables.form.key_norm, static_cast<const float*>(nullptr)}) {
+      auto out = x;  // in place
+      kernels.place_heads(
+          out.data(), tables.form, norm, 1e-5f, place, heads, size, out.data(), scratch.data());
+      for (int64_t head = 0; head < heads; ++head) {
+        const auto expected = prepared(tables.form, norm, place, size, x.data() + head * size);
+        for (int64_t i = 0; i < size; ++i) {
+          const double bound = tolerance * (1 + std::abs(expected[i]));
+          expect_near(to_float(out[head * size + i]), expected[i], bound, "place_heads");
+        }
+      }
+    }
+  }
+}
+
+template <typename scalar_t>
 void test_norms(const Kernels<scalar_t>& kernels, bool rms, double tolerance) {
   for (const int64_t size : {2, 7, 16, 33, 384}) {
     const int64_t tokens = 5, entries = 3;
@@ -374,6 +396,7 @@ void test_means(const Kernels<scalar_t>& kernels, double tolerance) {
 template <typename scalar_t>
 void test_all(const CpuKernels& table, const Kernels<scalar_t>& kernels, double tolerance) {
   test_attention(table, kernels, tolerance);
+  test_places(kernels, tolerance);
   test_norms(kernels, false, tolerance);
   test_norms(kernels, true, tolerance);
   for (const int64_t threshold_stride : {0, 1}) {

@@ -105,6 +105,14 @@ def random_rows(lengths: list[int], seed: int = 0) -> list[list[int]]:
     ]
 
 
+def left_padded(rows: list[list[int]]) -> dict[str, torch.Tensor]:
+    """As a tokenizer gives them that pads on the left, with 0."""
+    width = max(map(len, rows))
+    ids = [[0] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
 @dataclass(frozen=True)
 class PatternRule:
     """Answer token n of row b leaves behind layer ``exits[b, n - 1]``."""

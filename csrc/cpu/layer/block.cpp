@@ -31,6 +31,15 @@ Tensor Mlp::operator()(const Tensor& x) const {
   return down(inner);
 }
 
+Tensor Block::behind_attention(Tensor attended, const Tensor& residual) const {
+  if (attention_out_norm) attended = normed(attended, *attention_out_norm);
+  add(attended, residual);
+  Tensor out = mlp(normed(attended, mlp_norm));
+  if (mlp_out_norm) out = normed(out, *mlp_out_norm);
+  add(out, attended);
+  return out;
+}
+
 std::pair<Tensor, Tensor> Block::operator()(const Tensor& hidden, const Tensor& cu_seqlens) const {
   const Form& form = attention.form;
   const int64_t heads = attention.num_heads, size = heads * attention.head_size;
@@ -53,15 +62,8 @@ std::pair<Tensor, Tensor> Block::operator()(const Tensor& hidden, const Tensor& 
     const Tensor value = part(product, size + of_keys, of_keys);
     context = attend(query, key, value, cu_seqlens, cu_seqlens, heads, form);
   }
-  Tensor attended = attention.out(context);
-  if (norm_first) {
-    if (attention_out_norm) attended = normed(attended, *attention_out_norm);
-    add(attended, residual);
-    Tensor out = mlp(normed(attended, mlp_norm));
-    if (mlp_out_norm) out = normed(out, *mlp_out_norm);
-    add(out, attended);
-    return {out, out_offsets};
-  }
+  const Tensor attended = attention.out(context);
+  if (norm_first) return {behind_attention(attended, residual), out_offsets};
   add_norm(attended, residual, *attention_norm);
   const Tensor out = mlp(attended);
   add_norm(out, attended, mlp_norm);

@@ -92,6 +92,9 @@ struct Block {
 
   // hidden [T, H] and its offsets to those that follow: [T, H], or [B, H] for one token of each row.
   std::pair<Tensor, Tensor> operator()(const Tensor& hidden, const Tensor& cu_seqlens) const;
+
+  // With norm_first: [T, H] from what attention adds to what came in.
+  Tensor behind_attention(Tensor attended, const Tensor& residual) const;
 };
 
 // query [Tq, heads * d], key and value [T, kv_heads * d].

@@ -6,6 +6,7 @@
 #include "kernels/cpu/exit_rows.h"
 #include "kernels/cpu/mean_rows.h"
 #include "kernels/cpu/norm.h"
+#include "kernels/cpu/place.h"
 
 #define CONSISTENTEE_STRING_(x) #x
 #define CONSISTENTEE_STRING(x) CONSISTENTEE_STRING_(x)
@@ -19,6 +20,7 @@ constexpr Kernels<scalar_t> kKernels{
     mean_rows<scalar_t>,
     compare_rows<scalar_t>,
     attend_head<scalar_t>,
+    place_heads<scalar_t>,
     add_norm_tokens<scalar_t>,
     norm_tokens<scalar_t>,
     add_elements<scalar_t>,

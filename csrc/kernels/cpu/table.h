@@ -97,6 +97,18 @@ struct Kernels {
   // softmax(scale * Q K^T + ...) V; `scratch` holds attention_scratch(queries, head_size, relative)
   // floats, `relative` where the form has buckets.
   void (*attend_head)(const AttentionHead<scalar_t>& head, scalar_t* out, float* scratch);
+  // Heads [heads * size] of the token at a place of its row, x to out, each normed where there is a
+  // norm and turned as the form says. `scratch` holds size floats.
+  void (*place_heads)(
+      const scalar_t* x,
+      const AttentionForm& form,
+      const float* norm,
+      float eps,
+      int64_t place,
+      int64_t heads,
+      int64_t size,
+      scalar_t* out,
+      float* scratch);
   // hidden = norm(hidden + residual) for tokens [begin, end) of [T, H]. `scratch` holds H floats.
   void (*add_norm_tokens)(
       scalar_t* hidden,

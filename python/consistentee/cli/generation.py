@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from consistentee.cli.options import ConfigOptions, GenerationOptions, SettingsOptions
+import typer
+
+from consistentee.cli.options import (
+    Checkpoint,
+    ConfigOptions,
+    GenerationOptions,
+    Option,
+    SettingsOptions,
+    Threshold,
+)
 from consistentee.cli.tables import show, show_rules
 
 if TYPE_CHECKING:  # at run time they would import torch
@@ -177,3 +186,18 @@ def _refuse(others: Mapping[str, object]) -> None:
     for name, value in others.items():
         if value:
             raise ValueError(f"{name}: expected none with a generator")
+
+
+def generate(
+    checkpoint: Checkpoint,
+    prompts: Annotated[Path, typer.Argument(help="File with a column prompt: JSONL, CSV, ...")],
+    output: Annotated[Path, Option(help="File to write: .jsonl, .csv or .parquet.")],
+    threshold: Threshold = None,
+    max_new_tokens: Annotated[int, Option(help="Answers are cut to so many tokens.")] = 128,
+    batch_size: Annotated[int, Option(help="Rows that are decoded at a time.")] = 32,
+    resume: Annotated[bool, Option("--resume", help="Go on where a stopped run was.")] = False,
+) -> None:
+    """Answer the prompts of a file, greedily; write them with answer, tokens and exit layer."""
+    from consistentee.evaluation.generate import generate_file
+
+    generate_file(checkpoint, prompts, output, threshold, max_new_tokens, batch_size, resume)

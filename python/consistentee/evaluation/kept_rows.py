@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from transformers import PreTrainedConfig
 
 from consistentee.atomic_files import Json, naming_file
 
 
 class KeptRows:
     """Columns of values in ``<output>.resume``: a line about the run, then a JSON array a row.
+
+    There is no file before there is a row.
 
     Args:
         output: the file that the rows are for.
@@ -28,9 +33,10 @@ class KeptRows:
         lines = self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []
         whole = [line for line in lines if line.endswith(b"\n")]  # a kill may cut the last one
         self.number = max(len(whole) - 1, 0)
-        if not whole:
-            whole = [json.dumps(run).encode() + b"\n"]
-        elif not resume:
+        self._run = run
+        if not self.number:
+            return
+        if not resume:
             raise ValueError(
                 f"{self.path}: expected none, or --resume; it has {self.number} of {total} rows of "
                 "a run that was stopped; remove it to start again"
@@ -50,8 +56,10 @@ class KeptRows:
     def append(self, columns: Mapping[str, Sequence[Any]]) -> None:
         """Add rows, of the same columns each time."""
         rows = list(zip(*columns.values(), strict=True))
-        with naming_file(self.path), self.path.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
+        lines: list[Any] = rows if self.number else [self._run, *rows]
+        mode = "a" if self.number else "w"
+        with naming_file(self.path), self.path.open(mode, encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
         self.number += len(rows)
 
     def columns(self, names: Sequence[str]) -> dict[str, list[Any]]:
@@ -67,3 +75,12 @@ class KeptRows:
     def remove(self) -> None:
         """Remove the file, when the output is there."""
         self.path.unlink()
+
+
+def checkpoint_version(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> Json:
+    """What tells one state of a checkpoint from another: a hub's commit, the files of a folder."""
+    files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
+    return {
+        "commit": getattr(config, "_commit_hash", None),
+        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
+    }

@@ -14,11 +14,11 @@ from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from consistentee.atomic_files import Json, check_table, write_table
+from consistentee.atomic_files import check_table, write_table
 from consistentee.data.fingerprint import fingerprint
 from consistentee.data.labels import class_names
 from consistentee.data.tables import READ_ROWS, load_texts
-from consistentee.evaluation.kept_rows import KeptRows
+from consistentee.evaluation.kept_rows import KeptRows, checkpoint_version
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.names import MULTI_LABEL, REGRESSION
 from consistentee_ext.ops.prediction import answers
@@ -62,7 +62,7 @@ def predict_file(
     if taken:
         raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
     run = {
-        "checkpoint": _checkpoint_version(checkpoint, encoder.config),
+        "checkpoint": checkpoint_version(checkpoint, encoder.config),
         "threshold": encoder.threshold,
         "alpha": encoder.alpha,
         "dtype": str(encoder.dtype),
@@ -100,15 +100,6 @@ class Texts(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for first in range(0, len(self), READ_ROWS):
             yield from self[first : first + READ_ROWS]
-
-
-def _checkpoint_version(checkpoint: str | os.PathLike[str], config: PreTrainedConfig) -> Json:
-    """What tells one state of a checkpoint from another: a hub's commit, the files of a folder."""
-    files = sorted(path for path in Path(checkpoint).glob("*") if path.is_file())
-    return {
-        "commit": getattr(config, "_commit_hash", None),
-        "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
-    }
 
 
 def _added_columns(config: PreTrainedConfig) -> list[str]:
