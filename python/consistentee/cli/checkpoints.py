@@ -43,10 +43,14 @@ def calibrate(
         float | None, Option(help="Take at most so many milliseconds for a call, on this machine.")
     ] = None,
     batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
+    level: Annotated[
+        str | None,
+        Option(help="Name to write the threshold under, beside others, with its guarantee."),
+    ] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Find the exit threshold for one goal; write it into the checkpoint's config."""
+    """Find the exit threshold for one goal; write it, or a level, into the checkpoint's config."""
     from consistentee.data.tables import load_table, load_texts
     from consistentee.evaluation.checkpoints import (
         answer_type_of,
@@ -69,6 +73,7 @@ def calibrate(
         layer_ratio=layer_ratio,
         latency_ms=latency_ms,
         batch_size=batch_size,
+        level=level,
     )
     show(
         f"{checkpoint} on {data}",
