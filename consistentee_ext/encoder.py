@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -315,8 +314,7 @@ class FastEarlyExitEncoder(PackedModule):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
         check_budget(batch_tokens)
-        longest = min(self.max_positions, getattr(self.config, "max_tokens", None) or sys.maxsize)
-        windows = token_windows(texts, tokenizer, longest, first_row)
+        windows = token_windows(texts, tokenizer, self.max_tokens, first_row)
         bar = progress_bar(len(texts), "predict", "row", show_progress_bar, first_row)
         return self._predict(windows, batch_tokens, bar)
 

@@ -59,6 +59,14 @@ class PackedModule(DropIn):
         return self._limits.max_length
 
     @property
+    def max_tokens(self) -> int:
+        """Texts are cut to so many tokens: those a checkpoint was trained with, if fewer than the
+        model takes.
+        """
+        trained: int | None = getattr(self.config, "max_tokens", None)
+        return min(self.max_positions, trained or self.max_positions)
+
+    @property
     def threshold(self) -> float | dict[int, float]:
         """The score above which a row leaves, in (0, 1]: lower is faster, 1 is full depth.
 

@@ -12,13 +12,15 @@ from rich.console import Console
 from consistentee.cli.checkpoints import calibrate, evaluate, predict, report
 from consistentee.cli.exits import add_exits
 from consistentee.cli.options import Option, Seed, expand_options
+from consistentee.cli.serving import serve
 from consistentee.cli.tables import show_metrics
 from consistentee.cli.training import compare, train
 
 INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Early-exit classifiers: train, add exits, calibrate, evaluate, compare, report, predict.",
+    help="Early-exit classifiers: train, add exits, calibrate, evaluate, compare, report, predict, "
+    "serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -44,7 +46,18 @@ def backends() -> None:
     Console().print(backend_report(), highlight=False)
 
 
-COMMANDS = (train, add_exits, calibrate, evaluate, compare, report, predict, demo, backends)
+COMMANDS = (
+    train,
+    add_exits,
+    calibrate,
+    evaluate,
+    compare,
+    report,
+    predict,
+    serve,
+    demo,
+    backends,
+)
 for command in COMMANDS:
     app.command()(expand_options(command))
 
