@@ -15,6 +15,13 @@ from consistentee_ext.exits.exits import Exits
 # nothing: such a row runs to the last layer.
 ALL_LEAVE = -1.0
 
+FLOATS = "a floating-point tensor"
+INTEGERS = "an int64 or int32 tensor"
+KINDS = {
+    FLOATS: (torch.float32, torch.float64, torch.float16, torch.bfloat16),
+    INTEGERS: (torch.int64, torch.int32),
+}
+
 
 def row_thresholds(
     exits: Exits,
@@ -36,16 +43,18 @@ def row_thresholds(
     """
     thresholds = exits.thresholds(rows).clone()
     if row_threshold is not None:
-        values = _check_vector("row_threshold", row_threshold, rows, "floating-point")
-        if not bool(((values > 0) & (values <= 1)).all()):
-            wrong = values[~((values > 0) & (values <= 1))][0].item()
+        values = _check_vector("row_threshold", row_threshold, rows, FLOATS)
+        right = (values > 0) & (values <= 1)
+        if not bool(right.all()):
+            wrong = values[~right][0].item()
             raise ValueError(f"row_threshold: expected numbers in (0, 1], got {wrong}")
         thresholds[:] = values.to(thresholds)
     if row_max_layers is not None:
-        bounds = _check_vector("row_max_layers", row_max_layers, rows, "integer")
+        bounds = _check_vector("row_max_layers", row_max_layers, rows, INTEGERS)
         layers = torch.tensor(exits.layers, device=bounds.device)
-        if not bool(((bounds >= layers[0]) & (bounds <= layers[-1])).all()):
-            wrong = bounds[(bounds < layers[0]) | (bounds > layers[-1])][0].item()
+        right = (bounds >= layers[0]) & (bounds <= layers[-1])
+        if not bool(right.all()):
+            wrong = bounds[~right][0].item()
             raise ValueError(
                 f"row_max_layers: expected layers from the first exit's, {exits.layers[0]}, to the "
                 f"last one's, {exits.layers[-1]}, got {wrong}"
@@ -57,17 +66,10 @@ def row_thresholds(
 
 
 def _check_vector(name: str, value: object, rows: int, kind: str) -> Tensor:
-    wanted = f"{name}: expected a {kind} tensor [{rows}], one for each row"
-    if kind == "integer":
-        wanted = f"{name}: expected an int64 or int32 tensor [{rows}], one for each row"
+    wanted = f"{name}: expected {kind} of shape [{rows}], one for each row"
     if not isinstance(value, Tensor):
         raise TypeError(f"{wanted}, got {type(value).__name__}")
-    is_right = (
-        value.dtype in (torch.int64, torch.int32)
-        if kind == "integer"
-        else value.is_floating_point()
-    )
-    if not is_right:
+    if value.dtype not in KINDS[kind]:
         raise TypeError(f"{wanted}, got {value.dtype}")
     if value.shape != (rows,):
         raise ValueError(f"{wanted}, got shape {tuple(value.shape)}")

@@ -55,7 +55,7 @@ class Observer(Protocol):
     def answers(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
         """These rows left."""
 
-    def state(self, queued_tokens: int, level: int) -> None:
+    def state(self, queued_rows: int, queued_tokens: int, level: int) -> None:
         """The queue, and the level's number, now."""
 
     def dropped(self, reason: str, rows: int) -> None:
@@ -107,6 +107,7 @@ class Batcher:
         self._clock = clock
         self._brown_out = BrownOut(levels, clock)
         self._queue: deque[_Place] = deque()
+        self._queued_rows = 0
         self._queued_tokens = 0
         self._draining = False
         self._changed = threading.Condition()
@@ -161,10 +162,11 @@ class Batcher:
             if filled > self._max_queue_tokens:
                 raise OverloadedError(self._retry_after())
             request.submitted = self._clock()
-            request.waiting_tokens = tokens
+            request.waiting_rows, request.waiting_tokens = len(request.rows), tokens
+            self._queued_rows += len(request.rows)
             self._queued_tokens = filled
             self._queue.extend(_Place(request, number) for number in range(len(request.rows)))
-            self._observer.state(self._queued_tokens, self._brown_out.index)
+            self._tell_state()
             self._changed.notify()
 
     def hang_up(self, request: Request) -> None:
@@ -205,12 +207,18 @@ class Batcher:
         """Whole seconds until what is queued has run."""
         return max(1, math.ceil(self._queued_tokens * self._token_seconds))
 
+    def _tell_state(self) -> None:
+        self._observer.state(self._queued_rows, self._queued_tokens, self._brown_out.index)
+
     def _forget(self, request: Request) -> int:
         """Take its rows out of the count; how many were waiting. With the lock."""
         request.over = True
+        waited = request.waiting_rows
+        self._queued_rows -= waited
         self._queued_tokens -= request.waiting_tokens
-        request.waiting_tokens = 0
-        return sum(place.request is request for place in self._queue)
+        request.waiting_rows = request.waiting_tokens = 0
+        self._tell_state()
+        return waited
 
     def _next_batch(self) -> list[_Place]:
         """The rows that came first, as many as the budget holds."""
@@ -235,12 +243,14 @@ class Batcher:
                     break
                 batch.append(self._queue.popleft())
                 room -= length
+                self._queued_rows -= 1
                 self._queued_tokens -= length
+                request.waiting_rows -= 1
                 request.waiting_tokens -= length
                 if request.started is None:
                     request.started = now
             self._brown_out.observe(self._queued_tokens / self._max_queue_tokens)
-            self._observer.state(self._queued_tokens, self._brown_out.index)
+            self._tell_state()
         if expired:
             self._deliver(expired)
         return batch

@@ -37,7 +37,8 @@ class Metrics:
         self._answered = self._counter("te_predict_success", "Rows that were answered")
         self._row_seconds = self._seconds("te_predict_duration", "Of a request's rows")
         self.lengths = self._sizes("te_request_input_length", "Tokens of a row")
-        self._queued = self._gauge("te_queue_size", "Tokens that wait")
+        self._queued_rows = self._gauge("te_queue_size", "Rows that wait")
+        self._queued_tokens = self._gauge("ce_queue_tokens", "Tokens that wait")
         self._batch_rows = self._sizes("te_batch_next_size", "Rows of a batch")
         self._batch_tokens = self._sizes("te_batch_next_tokens", "Tokens of a batch")
         self._level = self._gauge("ce_level", "0 for the level asked for, more for faster ones")
@@ -80,9 +81,10 @@ class Metrics:
         self._answered.inc(rows)
         self._row_seconds.observe(seconds)
 
-    def state(self, queued_tokens: int, level: int) -> None:
+    def state(self, queued_rows: int, queued_tokens: int, level: int) -> None:
         """The queue and the level now."""
-        self._queued.set(queued_tokens)
+        self._queued_rows.set(queued_rows)
+        self._queued_tokens.set(queued_tokens)
         self._level.set(level)
 
     def dropped(self, reason: str, rows: int) -> None:

@@ -58,7 +58,8 @@ class Request:
         answers: of the rows, None before they come.
         error: what came in their place.
         over: nobody waits for it any more.
-        waiting_tokens: of its rows in the queue.
+        waiting_rows: in the queue.
+        waiting_tokens: of these.
     """
 
     rows: Sequence[Row]
@@ -72,6 +73,7 @@ class Request:
     answers: list[Answer | None] = field(init=False)
     error: Exception | None = None
     over: bool = False
+    waiting_rows: int = 0
     waiting_tokens: int = 0
 
     def __post_init__(self) -> None:

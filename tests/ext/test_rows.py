@@ -84,7 +84,7 @@ def test_a_bound_between_exit_layers_is_the_one_below() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "error", "message"),
     [
-        ("row_threshold", 0.5, TypeError, r"expected a floating-point tensor \[3\], .* got float"),
+        ("row_threshold", 0.5, TypeError, r"a floating-point tensor of shape \[3\], .* got float"),
         ("row_threshold", torch.ones(3).long(), TypeError, "got torch.int64"),
         ("row_threshold", torch.ones(4), ValueError, r"got shape \(4,\)"),
         ("row_threshold", torch.tensor([0.5, 0.0, 1.0]), ValueError, r"\(0, 1\], got 0.0"),

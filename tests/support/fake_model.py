@@ -104,7 +104,8 @@ class Log:
     def answers(self, rows: Sequence[Row], answers: Sequence[Answer]) -> None:
         self.answered += len(answers)
 
-    def state(self, queued_tokens: int, level: int) -> None:
+    def state(self, queued_rows: int, queued_tokens: int, level: int) -> None:
+        assert (queued_rows > 0) == (queued_tokens > 0)
         self.queued.append(queued_tokens)
         self.levels.append(level)
 

@@ -54,6 +54,8 @@ def test_a_full_queue_refuses_and_says_when_to_come_again(
     with LocalServer(served, batch=10, queue=20) as server:
         first = blocked(server, pool)
         queued = [ask(server, pool) for _ in range(2)]
+        assert server.metric("te_queue_size") == 2.0
+        assert server.metric("ce_queue_tokens") == 20.0
         refused = server.post("/predict", {"inputs": ROW})
         assert refused.status_code == 429
         assert int(refused.headers["retry-after"]) >= 1
