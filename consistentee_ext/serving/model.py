@@ -118,7 +118,8 @@ class EncoderSteps:
         )
         self._pass = StepwisePass(engine, inputs, table)
         self._thresholds = torch.tensor(thresholds, dtype=torch.float32)
-        self._last = encoder.num_layers
+        # Where a row leaves in any case: there its deadline changes nothing.
+        self._last = [max(at for at in encoder.exit_layers if at <= bound) for bound in bounds]
         self._released: set[int] = set()
 
     def rows(self) -> list[int]:
@@ -151,4 +152,4 @@ class EncoderSteps:
         ]
 
     def _was_cut(self, row: int, layer: int, above: bool) -> bool:
-        return row in self._released and not above and layer < self._last
+        return row in self._released and not above and layer < self._last[row]

@@ -129,6 +129,10 @@ def test_a_row_at_its_deadline_leaves_with_its_newest_answer(
         bounded = server.post("/predict", body)
         assert bounded.json() == reply.json()
         assert "x-deadline-exit" not in bounded.headers
+        server.service.batcher._work_seconds = 60.0
+        both = server.post("/predict", body | {"deadline_ms": 60_000})
+        assert both.json() == reply.json()
+        assert "x-deadline-exit" not in both.headers
         assert server.metric("ce_deadline_exits_total") == 1.0
 
 
