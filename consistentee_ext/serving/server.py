@@ -75,7 +75,9 @@ def _bound(host: str, port: int) -> socket.socket:
         raise ValueError(f"port: expected 0 to 65535, got {port}")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family)
+        # The protocol by its number: asyncio looks at it before it turns off Nagle's algorithm,
+        # which holds a reply back for 40 ms.
+        listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:

@@ -171,7 +171,7 @@ class LocalServer(Client):
             Routes(self.service, str(checkpoint)).app(), log_level="warning", lifespan="on"
         )
         self._server = uvicorn.Server(config)
-        self._socket = socket.socket()
+        self._socket = socket.socket(proto=socket.IPPROTO_TCP)
         self._socket.bind(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._server.run, args=([self._socket],))
