@@ -46,6 +46,8 @@ class ConsistentEEConfig(PreTrainedConfig):
         last_pooling: of the last head, where it is not `pooling`: that of a model whose earlier
             exits were added.
         last_activation: of the last head's pooler, one of `HEAD_ACTIVATIONS`.
+        levels: thresholds by name, each with its guarantee: ``{name: {"threshold", "guarantee",
+            "confidence", "rows"}}``, as ``consistentee calibrate --level`` writes them.
         kwargs: the fields common to all configurations, such as ``num_labels`` or ``id2label``;
             ``problem_type="regression"`` predicts a number in place of a class,
             ``"multi_label_classification"`` a set of labels. One label without a problem type is a
@@ -74,6 +76,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         separator_id: int | None = None,
         last_pooling: str | None = None,
         last_activation: str = "tanh",
+        levels: dict[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         if backbone is None:
@@ -106,6 +109,7 @@ class ConsistentEEConfig(PreTrainedConfig):
         self.separator_id = separator_id
         self.last_pooling = last_pooling
         self.last_activation = last_activation
+        self.levels = check_levels(levels)
         super().__init__(**kwargs)
         check_criterion(criterion, self.multi_label)
         if self.problem_type == REGRESSION and self.num_labels != 1:
@@ -152,6 +156,32 @@ def answer_type(config: PreTrainedConfig) -> str:
     if config.problem_type == MULTI_LABEL:
         return MULTI_LABEL
     return REGRESSION if config.num_labels == 1 else SINGLE_LABEL
+
+
+def check_levels(levels: object | None) -> dict[str, dict[str, Any]] | None:
+    """The levels; raises ValueError unless each is an object with a threshold in (0, 1]."""
+    if levels is None:
+        return None
+    if not isinstance(levels, dict):
+        raise ValueError(f"levels: expected an object, got {type(levels).__name__}")
+    for name, level in levels.items():
+        if not isinstance(level, dict) or "threshold" not in level:
+            raise ValueError(f"levels: expected an object with a threshold for {name!r}")
+        check_threshold(level["threshold"])
+    return levels
+
+
+def level_threshold(config: PreTrainedConfig, name: object) -> float:
+    """The threshold of a calibrated level.
+
+    Raises:
+        ValueError: no level has this name.
+    """
+    levels: dict[str, dict[str, Any]] = getattr(config, "levels", None) or {}
+    if name not in levels:
+        known = ", ".join(map(repr, levels)) or "none; consistentee calibrate --level makes one"
+        raise ValueError(f"level: expected one of the checkpoint's ({known}), got {name!r}")
+    return float(levels[str(name)]["threshold"])
 
 
 def _check_one_of(name: str, value: object, known: Sequence[object]) -> None:

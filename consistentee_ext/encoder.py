@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn
@@ -13,8 +12,10 @@ from torch import Tensor, nn
 from tqdm.std import tqdm
 
 from consistentee_ext.checkpoint import load_checkpoint, load_tokenizer
+from consistentee_ext.engines.stepwise import StepwisePass
 from consistentee_ext.exits.exit import model_exits
 from consistentee_ext.exits.exits import choose_exits
+from consistentee_ext.exits.rows import row_thresholds
 from consistentee_ext.families import find_backbone, read_stack
 from consistentee_ext.families.reader import Reader
 from consistentee_ext.forks import threads_start, without_threads
@@ -167,6 +168,9 @@ class FastEarlyExitEncoder(PackedModule):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
+        *,
+        row_threshold: Tensor | None = None,
+        row_max_layers: Tensor | None = None,
     ) -> EarlyExitOutput | tuple[Tensor, ...]:
         """Classify N rows.
 
@@ -183,6 +187,10 @@ class FastEarlyExitEncoder(PackedModule):
             output_attentions: not available.
             output_hidden_states: not available.
             return_dict: False gives a tuple; default the configuration's.
+            row_threshold: ``[N]`` floating point, one threshold in (0, 1] a row, in place of
+                `threshold`: one batch may mix rows of different speeds.
+            row_max_layers: ``[N]`` int64 or int32: a row leaves at the last exit layer at or below
+                its bound, if its score has not let it leave before.
 
         Raises:
             TypeError, ValueError: the argument named, what was expected, what came.
@@ -201,6 +209,10 @@ class FastEarlyExitEncoder(PackedModule):
                 self.backend,
                 position_ids,
             )
+        if row_threshold is not None or row_max_layers is not None:
+            rows = len(inputs.row_ids)
+            thresholds = row_thresholds(engine.exits, rows, row_threshold, row_max_layers)
+            engine = engine.with_exits(replace(engine.exits, row_thresholds=thresholds))
         if torch.is_autocast_enabled(self.device.type):  # a pass has a dtype of its own
             with torch.autocast(self.device.type, enabled=False):
                 results = engine.classify(inputs)
@@ -211,6 +223,51 @@ class FastEarlyExitEncoder(PackedModule):
         if return_dict is None:
             return_dict = self.config.return_dict
         return output if return_dict else output.to_tuple()
+
+    def stream(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        *,
+        row_threshold: Tensor | None = None,
+        row_max_layers: Tensor | None = None,
+    ) -> Iterator[tuple[Tensor, EarlyExitOutput]]:
+        """Classify N rows and give each one's results when it leaves, not at the batch's end.
+
+        Together the parts are what a call gives: each row is in one of them.
+
+        Args:
+            input_ids: as the others as in `forward`.
+            attention_mask: as in `forward`.
+            token_type_ids: as in `forward`.
+            position_ids: as in `forward`.
+            row_threshold: as in `forward`.
+            row_max_layers: as in `forward`.
+
+        Yields:
+            The numbers of the rows that left at an exit layer, ``[k]`` int64 on the host, and
+            their results, of k rows in that order. Exit layers at which no row left are skipped.
+
+        Raises:
+            TypeError, ValueError: the argument named, what was expected, what came.
+        """
+        engine = self._engine
+        threads_start()
+        with torch.inference_mode():
+            inputs = pack_inputs(
+                input_ids,
+                attention_mask,
+                token_type_ids,
+                self._limits,
+                self.device,
+                self.backend,
+                position_ids,
+            )
+        rows = len(inputs.row_ids)
+        thresholds = row_thresholds(engine.exits, rows, row_threshold, row_max_layers)
+        return _stream(StepwisePass(engine, inputs, thresholds))
 
     def predict(
         self,
@@ -260,8 +317,7 @@ class FastEarlyExitEncoder(PackedModule):
         if tokenizer is None:
             raise ValueError("tokenizer: expected one, as the encoder was made without")
         check_budget(batch_tokens)
-        longest = min(self.max_positions, getattr(self.config, "max_tokens", None) or sys.maxsize)
-        windows = token_windows(texts, tokenizer, longest, first_row)
+        windows = token_windows(texts, tokenizer, self.max_tokens, first_row)
         bar = progress_bar(len(texts), "predict", "row", show_progress_bar, first_row)
         return self._predict(windows, batch_tokens, bar)
 
@@ -287,6 +343,15 @@ class FastEarlyExitEncoder(PackedModule):
                         engine.advance(inputs, 0, engine.stack.num_layers, results)
                     bar.update(len(batch))
                 yield EarlyExitOutput.of(results)
+
+
+def _stream(steps: StepwisePass) -> Iterator[tuple[Tensor, EarlyExitOutput]]:
+    while len(steps.rows):
+        left = steps.step()
+        if len(left):
+            places = left.to(steps.results.logits.device)
+            parts = ExitResults(*(result[places] for result in steps.results))
+            yield left, EarlyExitOutput.of(parts)
 
 
 def _refuse(inputs_embeds: object, output_attentions: object) -> NoReturn:

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from consistentee_ext.backend import availability, select_backend
+from consistentee_ext.configuration import level_threshold
 from consistentee_ext.drop_in import DropIn
 from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
@@ -58,6 +59,14 @@ class PackedModule(DropIn):
         return self._limits.max_length
 
     @property
+    def max_tokens(self) -> int:
+        """Texts are cut to so many tokens: those a checkpoint was trained with, if fewer than the
+        model takes.
+        """
+        trained: int | None = getattr(self.config, "max_tokens", None)
+        return min(self.max_positions, trained or self.max_positions)
+
+    @property
     def threshold(self) -> float | dict[int, float]:
         """The score above which a row leaves, in (0, 1]: lower is faster, 1 is full depth.
 
@@ -74,6 +83,24 @@ class PackedModule(DropIn):
     def threshold(self, value: float | Sequence[float] | Mapping[int, float]) -> None:
         by_layer = resolve_thresholds(value, self.exit_layers[:-1])
         self._set_exits(threshold_by_layer=by_layer)
+
+    @property
+    def level(self) -> str | None:
+        """The calibrated level in force: a threshold by name, with a guarantee.
+
+        Set a name of ``config.levels``, which ``consistentee calibrate --level`` writes; it holds
+        from the next call on. None where the threshold is of no level. The guarantee is of the
+        checkpoint's criterion, exit layers and alpha: with others no level can be set, and setting
+        another leaves the level.
+        """
+        return self._engine.exits.level
+
+    @level.setter
+    def level(self, name: str) -> None:
+        threshold = level_threshold(self.config, name)
+        self._check_as_calibrated()
+        by_layer = resolve_thresholds(threshold, self.exit_layers[:-1])
+        self._set_exits(threshold_by_layer=by_layer, level=name)
 
     @property
     def criterion(self) -> str:
@@ -133,6 +160,23 @@ class PackedModule(DropIn):
             self.backend = select_backend(self.device)
         self._engine = choose_engine(stack, exits, self.backend, self._sync)
 
-    def _set_exits(self, **changes: Any) -> None:
+    def _check_as_calibrated(self) -> None:
+        """Raise ValueError unless rows leave as they did when levels were calibrated."""
+        config = self.config
+        asked = {"criterion": self.criterion, "exit_layers": self.exit_layers, "alpha": self.alpha}
+        calibrated = {
+            "criterion": getattr(config, "criterion", self.criterion),
+            "exit_layers": tuple(range(1, self.num_layers + 1)),
+            "alpha": None if self.alpha is None else config.alpha,
+        }
+        for name, value in calibrated.items():
+            if asked[name] != value:
+                raise ValueError(
+                    f"level: expected {name} {value}, with which levels are calibrated, got "
+                    f"{asked[name]}"
+                )
+
+    def _set_exits(self, level: str | None = None, **changes: Any) -> None:
         # One assignment: a pass under way in another thread keeps the engine it began with.
-        self._engine = self._engine.with_exits(replace(self._engine.exits, **changes))
+        exits = replace(self._engine.exits, level=level, **changes)
+        self._engine = self._engine.with_exits(exits)

@@ -23,9 +23,11 @@ class Engine(ABC):
 
     Attributes:
         description: what runs, in a few words.
+        stops_between_layers: whether `advance` takes a part of the layers.
     """
 
     description: str
+    stops_between_layers = True
 
     def __init__(self, stack: Stack | GenericStack, exits: Exits) -> None:
         self.stack: Any = stack

@@ -79,8 +79,10 @@ class DeviceEngine(Engine):
         return super().classify(inputs) if found is None else found
 
     def _replay(self, inputs: PackedInputs) -> ExitResults | None:
-        """A whole pass by graphs, where there are graphs that take it."""
-        if self._graphs is None:
+        """A whole pass by graphs, where there are graphs that take it: they have one threshold a
+        layer.
+        """
+        if self._graphs is None or self.exits.row_thresholds is not None:
             return None
         eager = choose_sync(self._sync, len(inputs.ids)) == "eager"
         return self._graphs.run(inputs, self.exits, eager)

@@ -23,6 +23,7 @@ class GenericEngine(Engine):
 
     stack: GenericStack
     description = "transformers' own layers on packed rows"
+    stops_between_layers = False
 
     def __init__(
         self, stack: GenericStack, exits: Exits, layer_ops: LayerOps, exit_ops: HostOps

@@ -25,6 +25,8 @@ class Exits:
         criterion: one of `consistentee_ext.criteria.CRITERIA`.
         threshold_by_layer: of every layer but the last.
         separator_id: the token between the two texts of a row, where an exit compares them.
+        level: the name of the calibrated level that the thresholds are of; None for others.
+        row_thresholds: ``[E, N]`` float32 of one pass of N rows, in place of `threshold_by_layer`.
         num_classes: C.
     """
 
@@ -32,6 +34,8 @@ class Exits:
     criterion: str
     threshold_by_layer: Mapping[int, float]
     separator_id: int | None = None
+    level: str | None = None
+    row_thresholds: Tensor | None = field(default=None, repr=False, compare=False)
     num_classes: int = field(init=False)
     _thresholds: Tensor = field(init=False, repr=False, compare=False)
 
@@ -55,6 +59,8 @@ class Exits:
 
     def thresholds(self, rows: int) -> Tensor:
         """One a layer and row, ``[E, N]`` float32."""
+        if self.row_thresholds is not None:
+            return self.row_thresholds
         return self._thresholds.expand(-1, rows)
 
     def first_lengths(self, inputs: PackedInputs) -> Tensor | None:

@@ -89,6 +89,40 @@ def test_calibrate_writes_the_threshold(
     check_one_line(nowhere, "none: expected a folder")
 
 
+def test_calibrate_writes_levels(
+    run: Callable[..., Run], checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(checkpoint, copy)
+    before = json.loads((copy / "config.json").read_text())
+    goals = {"fast": ("--max-accuracy-drop", 0.5), "exact": ("--max-disagreement", 0.2)}
+    for name, goal in goals.items():
+        asked = ("--data", data / "train.tsv", *goal, "--level", name, "--confidence", 0.9)
+        done = run("calibrate", copy, *asked)
+        assert done.code == 0, done.err
+    config = json.loads((copy / "config.json").read_text())
+    levels = config.pop("levels")
+    before.pop("levels", None)
+    assert config == before
+    assert set(levels) == {"fast", "exact"}
+    assert levels["fast"]["guarantee"] == {"max_accuracy_drop": 0.5}
+    assert levels["exact"]["guarantee"] == {"max_disagreement": 0.2}
+    assert all((level["rows"], level["confidence"]) == (96, 0.9) for level in levels.values())
+
+    from consistentee_ext import FastEarlyExitEncoder
+
+    encoder = FastEarlyExitEncoder.from_pretrained(copy)
+    assert encoder.threshold == before["threshold"]
+    encoder.level = "fast"
+    assert encoder.threshold == levels["fast"]["threshold"] < 1.0
+
+    dev = ("--data", data / "dev.tsv", "--level")
+    without = run("calibrate", copy, *dev, "x", "--layer-ratio", 1.5)
+    check_one_line(without, "level: expected max_accuracy_drop or max_disagreement")
+    unnamed = run("calibrate", copy, *dev, "", "--max-accuracy-drop", 0.5)
+    check_one_line(unnamed, "level: expected a name")
+
+
 def test_evaluate_and_predict_say_in_one_line_what_is_wrong(
     run: Callable[..., Run], data: Path, checkpoint: Path, backbone: Path, tmp_path: Path
 ) -> None:

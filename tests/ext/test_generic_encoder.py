@@ -54,6 +54,18 @@ def test_the_callers_model_stays_as_it_is() -> None:
     assert encoder(IDS).logits.abs().max() > 0  # it has weights of its own
 
 
+def test_a_stream_gives_all_rows_at_once_and_single_rows_have_their_own_thresholds() -> None:
+    encoder = FastEarlyExitEncoder(with_exits("gemma2"), threshold=0.5)
+    bounds = torch.tensor([1, 3, 2, 1, 3, 2])
+    expected = encoder(IDS, row_max_layers=bounds)
+    assert (expected.exit_layers <= bounds).all()
+    assert expected.exit_layers.tolist() != encoder(IDS).exit_layers.tolist()
+    ((rows, found),) = encoder.stream(IDS, row_max_layers=bounds)
+    assert rows.tolist() == list(range(6))
+    assert torch.equal(found.logits, expected.logits)
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+
+
 def test_thresholds_criteria_and_exit_layers() -> None:
     model = with_exits("gemma2")
     with torch.no_grad():

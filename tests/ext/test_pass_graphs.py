@@ -199,6 +199,28 @@ def test_thresholds_can_change_and_graphs_stay(recorder: Recorder) -> None:
     assert recorder.recorded > recorded
 
 
+@pytest.mark.parametrize("sync", ["eager", "lagged"])
+def test_rows_with_thresholds_of_their_own_are_launched(recorder: Recorder, sync: str) -> None:
+    """A graph has one threshold a layer; the passes before must not leave theirs."""
+    encoder, plain = encoder_pair(recorder, sync)
+    assert_same(encoder, plain, BATCH)
+    assert_same(encoder, plain, BATCH)
+    rows = {
+        "row_threshold": torch.tensor([0.2, 1.0] * 4),
+        "row_max_layers": torch.tensor([1, 2, 3, 4] * 2),
+    }
+    found, expected = encoder(**BATCH, **rows), plain(**BATCH, **rows)
+    assert torch.equal(found.exit_layers, expected.exit_layers)
+    assert len(found.exit_layers.unique()) > 2
+    parts = list(encoder.stream(**BATCH, **rows))
+    order = torch.cat([left for left, _ in parts]).argsort()
+    logits = torch.cat([output.logits for _, output in parts])[order]
+    torch.testing.assert_close(logits, expected.logits, atol=1e-5, rtol=1e-5)
+    replayed = recorder.replayed
+    assert_same(encoder, plain, BATCH)
+    assert recorder.replayed > replayed
+
+
 def test_rows_of_a_larger_result(recorder: Recorder) -> None:
     """What `predict` does: batches of some of the rows."""
     encoder, plain = encoder_pair(recorder)

@@ -13,13 +13,15 @@ from consistentee.cli.checkpoints import calibrate, evaluate, predict, report
 from consistentee.cli.exits import add_exits
 from consistentee.cli.generation import generate
 from consistentee.cli.options import Option, Seed, expand_options
+from consistentee.cli.serving import serve
 from consistentee.cli.tables import show_metrics
 from consistentee.cli.training import compare, train
 
 INTERRUPTED = 130
 
 app = typer.Typer(
-    help="Early exit: train, add exits, calibrate, evaluate, compare, report, predict, generate.",
+    help="Early exit: train, add exits, calibrate, evaluate, compare, report, predict, generate, "
+    "serve.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -54,6 +56,7 @@ COMMANDS = (
     report,
     predict,
     generate,
+    serve,
     demo,
     backends,
 )

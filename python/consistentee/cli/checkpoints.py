@@ -60,10 +60,14 @@ def calibrate(
     ] = None,
     batch_size: Annotated[int, Option(help="Rows of a call, for --latency-ms.")] = 1,
     max_new_tokens: MaxNewTokens = None,
+    level: Annotated[
+        str | None,
+        Option(help="Name to write the threshold under, beside others, with its guarantee."),
+    ] = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Find the exit threshold for one goal; write it into the checkpoint's config."""
+    """Find the exit threshold for one goal; write it, or a level, into the checkpoint's config."""
     from consistentee.data.tables import load_table, load_texts
     from consistentee.evaluation.checkpoints import (
         answer_type_of,
@@ -83,6 +87,7 @@ def calibrate(
             "max-disagreement": max_disagreement,
             "layer-ratio": layer_ratio,
             "latency-ms": latency_ms,
+            "level": level,
             "text-column": text_column,
             "label-column": label_column,
         }
@@ -106,6 +111,7 @@ def calibrate(
         layer_ratio=layer_ratio,
         latency_ms=latency_ms,
         batch_size=batch_size,
+        level=level,
     )
     show(
         f"{checkpoint} on {data}",

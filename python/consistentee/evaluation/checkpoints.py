@@ -105,8 +105,9 @@ def calibrate_checkpoint(
     layer_ratio: float | None = None,
     latency_ms: float | None = None,
     batch_size: int = 1,
+    level: str | None = None,
 ) -> Calibration:
-    """Find the threshold for one goal and write it into the checkpoint's config.json.
+    """Find the threshold for one goal and write it, or a level, into the checkpoint's config.json.
 
     Args:
         checkpoint: a local folder.
@@ -121,10 +122,13 @@ def calibrate_checkpoint(
         latency_ms: goal: at most so many milliseconds for a call of `batch_size` rows, on average,
             measured here, see `threshold_for_latency`.
         batch_size: of `latency_ms`.
+        level: a name to write the threshold under, with its guarantee, in place of the
+            checkpoint's ``threshold``; see ``levels`` of `ConsistentEEConfig`. For goals with a
+            guarantee.
 
     Raises:
-        ValueError: no goal or several, a goal that cannot be met, or a checkpoint that cannot be
-            calibrated.
+        ValueError: no goal or several, a goal that cannot be met, a level without guarantee, or a
+            checkpoint that cannot be calibrated.
     """
     config_file = local_config(checkpoint)
     goals = (max_accuracy_drop, max_disagreement, layer_ratio, latency_ms)
@@ -134,6 +138,13 @@ def calibrate_checkpoint(
             "calibrate: expected one of max_accuracy_drop, max_disagreement, layer_ratio and "
             f"latency_ms, got {given}"
         )
+    if level is not None and max_accuracy_drop is None and max_disagreement is None:
+        raise ValueError(
+            "level: expected max_accuracy_drop or max_disagreement with it, the goals that are "
+            "guaranteed"
+        )
+    if level == "":
+        raise ValueError("level: expected a name, got an empty one")
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
     _check_trained(checkpoint, encoder)
     model = load_model(checkpoint)
@@ -162,7 +173,19 @@ def calibrate_checkpoint(
         threshold = threshold_for_accuracy(scores, correct, max_accuracy_drop, confidence)
     config.threshold = threshold
     written = json.loads(config_file.read_text(encoding="utf-8"))
-    write_json(config_file, {**written, "threshold": threshold})
+    if level is None:
+        written["threshold"] = threshold
+    else:
+        goal = {"max_accuracy_drop": max_accuracy_drop, "max_disagreement": max_disagreement}
+        written["levels"] = (written.get("levels") or {}) | {
+            level: {
+                "threshold": threshold,
+                "guarantee": {name: most for name, most in goal.items() if most is not None},
+                "confidence": confidence,
+                "rows": len(scores),
+            }
+        }
+    write_json(config_file, written)
     exits = leave_at(scores, threshold)
     quality = None
     if labels is not None:
