@@ -13,6 +13,7 @@ from support.letters import SETTINGS, WORDS, letters_on, tokenizer
 from transformers import AutoConfig, AutoModel
 
 from consistentee.evaluation.evaluate import load_model
+from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee.training.train import train
 from consistentee_ext import FastEarlyExitEncoder
 
@@ -72,3 +73,14 @@ def test_a_family_is_trained_and_run(family: str, tmp_path: Path) -> None:
     found = encoder(**padded)
     assert found.exit_layers.tolist() == [2] * len(dev)
     torch.testing.assert_close(found.logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_an_encoder_that_cannot_be_cut_says_so(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    fields = SIZES | {"mask_token_id": 4, "position_embedding_type": "rotary"}
+    AutoModel.from_config(AutoConfig.for_model("esm", **fields)).save_pretrained(tmp_path)
+    build = ConsistentEEForSequenceClassification.from_backbone
+    assert len(build(tmp_path, num_labels=2).heads) == 2
+    expected = r"^num_layers: expected None, as contact_head\.\S+ of EsmModel has a size .*, got 1$"
+    with pytest.raises(ValueError, match=expected):
+        build(tmp_path, num_layers=1, num_labels=2)

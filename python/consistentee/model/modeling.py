@@ -86,7 +86,7 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
             config: fields of `ConsistentEEConfig`.
 
         Raises:
-            ValueError: there is no such encoder, or a field is outside its range.
+            ValueError: there is no such encoder, it cannot be cut, or a field is outside its range.
         """
         with finding_backbone(name_or_path, "a pretrained encoder with safetensors weights"):
             encoder = AutoModel.from_pretrained(
@@ -108,10 +108,14 @@ class ConsistentEEForSequenceClassification(PreTrainedModel):
         for head in model.heads:
             if last_norm is not None:
                 head.get_submodule("norm").load_state_dict(last_norm.state_dict())
-        weights = encoder.state_dict()
-        model.backbone.load_state_dict(
-            {name: weights[name] for name in model.backbone.state_dict()}
-        )
+        weights, wanted = encoder.state_dict(), model.backbone.state_dict()
+        for name, value in wanted.items():
+            if weights[name].shape != value.shape:  # ESM's head of contacts reads all layers
+                raise ValueError(
+                    f"num_layers: expected None, as {name} of {type(encoder).__name__} has a size "
+                    f"by all layers, got {num_layers}"
+                )
+        model.backbone.load_state_dict({name: weights[name] for name in wanted})
         return model
 
     def save_pretrained(self, *arguments: Any, **options: Any) -> None:
