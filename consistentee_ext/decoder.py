@@ -27,7 +27,7 @@ from consistentee_ext.generation.native_engine import choose_engine
 from consistentee_ext.generation.refill import answer_prompts
 from consistentee_ext.generation.texts import GeneratedText, encode_rows, texts_in_order
 from consistentee_ext.generation.weights import DecoderWeights, find_decoder, read_decoder
-from consistentee_ext.placement import choose_dtype, place, usable_device
+from consistentee_ext.placement import choose_dtype, usable_device
 from consistentee_ext.progress import progress_bar
 from consistentee_ext.source import Source
 
@@ -226,25 +226,12 @@ class FastEarlyExitDecoder(GenerateDropIn):
         threads_start()
         return texts_in_order(found, tokenizer, bar)
 
-    def __getstate__(self) -> dict[str, Any]:
-        engine = self._engine
-        # The engine may lie in C++: it is made again where its weights arrive.
-        return self.__dict__ | {"_engine": (engine.weights, engine.thresholds)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.device = self.probe.device  # `torch.load` may have moved what it loaded
-        self._start_engine(*state["_engine"])
+    @override
+    def _engine_parts(self) -> tuple[DecoderWeights, Mapping[int, float]]:
+        return self._engine.weights, self._engine.thresholds
 
     @override
-    def _move(self, device: torch.device) -> None:
-        self.device = device
-        with without_threads():
-            weights = place(self._engine.weights, device)
-        self._start_engine(weights, self._engine.thresholds)
-
     def _start_engine(self, weights: DecoderWeights, thresholds: Mapping[int, float]) -> None:
-        """By the backend there was, if it can run here."""
         if not availability(self.backend, self.device).usable:
             self.backend = _select_backend(self.device, None)
         self._engine: DecoderEngine = choose_engine(weights, thresholds, self.backend)

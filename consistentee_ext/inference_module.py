@@ -7,6 +7,7 @@ its dtype.
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -15,9 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from typing_extensions import Self, override
 
+from consistentee_ext.forks import without_threads
+from consistentee_ext.placement import place
 
-class InferenceModule(nn.Module):
-    """What is computed lies in engines, which a subclass lays out."""
+
+class InferenceModule(nn.Module, ABC):
+    """What is computed lies in ``_engine``, which a subclass makes of weights and settings."""
 
     main_input_name = "input_ids"
     input_modalities = ("text",)
@@ -80,4 +84,24 @@ class InferenceModule(nn.Module):
 
     def _move(self, device: torch.device) -> None:
         """Lay the weights out on another device."""
-        raise NotImplementedError
+        self.device = device
+        with without_threads():
+            parts = place(self._engine_parts(), device)
+        self._start_engine(*parts)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # The engine may lie in C++: it is made again where its weights arrive.
+        return self.__dict__ | {"_engine": self._engine_parts()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.device = self.probe.device  # `torch.load` may have moved what it loaded
+        self._start_engine(*state["_engine"])
+
+    @abstractmethod
+    def _engine_parts(self) -> tuple[Any, ...]:
+        """What `_start_engine` takes to make the engine again."""
+
+    @abstractmethod
+    def _start_engine(self, *parts: Any) -> None:
+        """By the backend there was, if it can run here."""

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
 from typing_extensions import override
 
 from consistentee_ext.backend import availability, select_backend
@@ -16,9 +15,7 @@ from consistentee_ext.engines import choose_engine
 from consistentee_ext.engines.device import SYNC
 from consistentee_ext.exits.exits import Exits, check_exit_criterion, resolve_thresholds
 from consistentee_ext.exits.head import alpha_feature, check_alpha
-from consistentee_ext.forks import without_threads
 from consistentee_ext.layers import GenericStack, Stack
-from consistentee_ext.placement import place
 
 
 class PackedModule(DropIn):
@@ -136,26 +133,12 @@ class PackedModule(DropIn):
         kind = getattr(self.config, "backbone", self.config).model_type
         return f"{kind}, backend {self.backend}, {self._engine.description}"
 
-    def __getstate__(self) -> dict[str, Any]:
-        engine = self._engine
-        # The engine may lie in C++: it is made again where its weights arrive.
-        return self.__dict__ | {"_engine": (engine.stack, engine.exits)}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self.device = self.probe.device  # `torch.load` may have moved what it loaded
-        self._start_engine(*state["_engine"])
+    @override
+    def _engine_parts(self) -> tuple[Stack | GenericStack, Exits]:
+        return self._engine.stack, self._engine.exits
 
     @override
-    def _move(self, device: torch.device) -> None:
-        self.device = device
-        engine = self._engine
-        with without_threads():
-            placed = place(engine.stack, device), place(engine.exits, device)
-        self._start_engine(*placed)
-
     def _start_engine(self, stack: Stack | GenericStack, exits: Exits) -> None:
-        """By the backend there was, if it can run here."""
         if not availability(self.backend, self.device).usable:
             self.backend = select_backend(self.device)
         self._engine = choose_engine(stack, exits, self.backend, self._sync)
