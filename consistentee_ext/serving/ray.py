@@ -9,7 +9,7 @@ from typing import Any
 import ray
 import torch
 
-from consistentee_ext.serving.tables import ClassifyTable
+from consistentee_ext.serving.arrow import ClassifyTable
 
 
 class ClassifyBatch(ClassifyTable):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -31,8 +32,8 @@ def save(path: Path, group: int = 4) -> Path:
     elif path.suffix == ".jsonl":
         write(path, "".join(json.dumps(row) + "\n" for row in table.to_pylist()))
     else:
-        cells = (f'{i},"{t.replace(chr(34), chr(34) * 2)}",{n}\n' for i, t, n in rows(table))
-        write(path, "id,text,number\n" + "".join(cells))
+        with path.open("w", newline="") as file:
+            csv.writer(file).writerows([table.column_names, *rows(table)])
     return path
 
 

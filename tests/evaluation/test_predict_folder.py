@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from support.server import save_checkpoint, texts
 from consistentee import cli
 from consistentee.data import shards
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.configuration import class_names
 
 ray = pytest.importorskip("ray")
 from ray.cluster_utils import Cluster  # noqa: E402
@@ -30,6 +32,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from consistentee.evaluation import predict_folder as module  # noqa: E402
 from consistentee.evaluation.predict_folder import PredictShard, predict_folder  # noqa: E402
 
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 SHARD = 25
 # The driver cuts the shards, so that a small number of rows is many of them.
 COMMAND = (
@@ -76,7 +79,7 @@ def ids(rows: int) -> list[str]:
 def expected(checkpoint: Path, rows: int) -> list[tuple[str, str, int, float]]:
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
     found = encoder.predict(texts(rows))
-    labels = [encoder.config.id2label[label] for label in found.logits.argmax(-1).tolist()]
+    labels = [class_names(encoder.config)[label] for label in found.logits.argmax(-1).tolist()]
     return list(
         zip(ids(rows), labels, found.exit_layers.tolist(), found.exit_scores.tolist(), strict=True)
     )
@@ -281,22 +284,27 @@ def actors(session: int) -> list[int]:
 def test_a_node_comes_and_goes(
     checkpoint: Path, tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    class Slow(PredictShard):  # so that nodes have time to come and go
+        def __call__(self, shards: pa.Table) -> pa.Table:
+            time.sleep(0.2)
+            return super().__call__(shards)
+
     monkeypatch.setattr(shards, "SHARD_ROWS", SHARD)
-    rows = 6000
+    monkeypatch.setattr(module, "PredictShard", Slow)
+    rows = 3600
     folder, output = save_folder(tmp_path / "in", rows), tmp_path / "out"
 
-    def come_and_go() -> int:
-        """How many parts were there when the second node went; it had an actor by then."""
-        node = cluster.add_node(num_cpus=1)
-        while len(actors(os.getsid(0))) < 2:
-            time.sleep(0.05)
-        cluster.remove_node(node, allow_graceful=False)
-        return len(list(output.glob("*.parquet")))
+    def predict() -> None:
+        predict_folder(checkpoint, folder, output, address=cluster.address, id_column="id")
 
     with ThreadPoolExecutor(1) as pool:
-        parts = pool.submit(come_and_go)
-        predict_folder(checkpoint, folder, output, address=cluster.address, id_column="id")
-        assert parts.result(60) < rows // SHARD - 5
+        predicting = pool.submit(predict)
+        wait_for(lambda: list(output.glob("*.parquet")), lambda: not predicting.done())
+        node = cluster.add_node(num_cpus=1)
+        wait_for(lambda: len(actors(os.getsid(0))) == 2, lambda: not predicting.done())
+        cluster.remove_node(node, allow_graceful=False)
+        assert not predicting.done()
+        predicting.result()
     assert read(output) == expected(checkpoint, rows)
 
 
@@ -307,16 +315,20 @@ def test_kills_at_random(checkpoint: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", COMMAND, "predict", str(checkpoint), str(folder)]
     command += ["--output", str(output), "--ray", "local", "--id-column", "id", "--resume"]
 
-    def parts() -> int:
-        return len(list(output.glob("*.parquet")))
+    def has_parts(least: int) -> bool:
+        return len(list(output.glob("*.parquet"))) >= least
 
     kills = sorted(choose.sample(range(10, rows // SHARD - 10), 6))
     targets = choose.sample(["driver", "actor"] * 3, 6)
     driver = start(command)
+
+    def alive() -> bool:
+        return driver.poll() is None
+
     for kill, target in zip(kills, targets, strict=True):
-        wait_for(driver, lambda least=kill: parts() >= least)
+        wait_for(partial(has_parts, kill), alive)
         if target == "actor":
-            wait_for(driver, lambda session=driver.pid: actors(session))
+            wait_for(partial(actors, driver.pid), alive)
             os.kill(choose.choice(actors(driver.pid)), signal.SIGKILL)
         else:
             driver.kill()
@@ -334,9 +346,9 @@ def start(command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def wait_for(driver: subprocess.Popen[str], holds: Callable[[], object]) -> None:
+def wait_for(holds: Callable[[], object], alive: Callable[[], bool]) -> None:
     last = time.monotonic() + 120
     while not holds():
-        assert driver.poll() is None, driver.communicate()[1]
+        assert alive()
         assert time.monotonic() < last
         time.sleep(0.01)

@@ -9,7 +9,8 @@ import pytest
 from support.server import save_checkpoint, texts
 
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext.serving.tables import ClassifyTable
+from consistentee_ext.configuration import class_names
+from consistentee_ext.serving.arrow import ClassifyTable
 
 
 def test_columns_are_added_to_each_row(served: Path, encoder: FastEarlyExitEncoder) -> None:
@@ -17,7 +18,7 @@ def test_columns_are_added_to_each_row(served: Path, encoder: FastEarlyExitEncod
     table = pa.table({"id": list(range(30)), "text": own})
     found = ClassifyTable(served)(table)
     expected = encoder.predict(own)
-    names = [encoder.config.id2label[label] for label in expected.logits.argmax(-1).tolist()]
+    names = [class_names(encoder.config)[label] for label in expected.logits.argmax(-1).tolist()]
     assert found.select(["id", "text"]) == table
     assert found["prediction"].to_pylist() == names
     assert len(set(names)) > 1
