@@ -70,6 +70,7 @@ class Routes:
     def __init__(self, service: Service, model_id: str) -> None:
         self._service = service
         self._model_id = model_id
+        self._created = int(time.time())
         self._labels = class_names(service.config)
         self._is_reranker = len(self._labels) == 1
 
@@ -79,7 +80,12 @@ class Routes:
         post = {"/predict": self.predict, "/rerank": self.rerank, "/vertex": self.vertex}
         post |= {"/": default, "/invocations": default}
         get = {"/": self.health, "/health": self.health, "/ping": self.health}
-        get |= {"/info": self.info, "/metrics": self.metrics, "/status": self.status}
+        get |= {
+            "/v1/models": self.models,
+            "/info": self.info,
+            "/metrics": self.metrics,
+            "/status": self.status,
+        }
         routes = [Route(path, self._tei(route), methods=["POST"]) for path, route in post.items()]
         routes += [Route("/classify", self._vllm(self.classify), methods=["POST"])]
         routes += [Route(path, route, methods=["GET"]) for path, route in get.items()]
@@ -196,6 +202,19 @@ class Routes:
                 "level": service.batcher.level.name,
             }
         )
+
+    async def models(self, request: Request) -> Response:
+        """vLLM's: its clients ask for the name that they send with ``/classify``."""
+        model = {
+            "id": self._model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "consistentee",
+            "root": self._model_id,
+            "parent": None,
+            "max_model_len": self._service.model.encoder.max_tokens,
+        }
+        return JSONResponse({"object": "list", "data": [model]})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
