@@ -35,7 +35,6 @@ def test_no_traceback_and_no_fault_of_the_server(served: Path, count: int) -> No
         assert server.client.get("/health").status_code == 200
         server.process.terminate()
         code, said = server.finish()
-    print(statuses)
     assert sum(statuses.values()) > count / 2
     assert {status for status in statuses if status >= 500} <= {503}
     assert {200, 400, 422} <= set(statuses)
