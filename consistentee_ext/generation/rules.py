@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, Protocol
@@ -62,8 +63,8 @@ class ExitRule(Protocol):
 
 
 @dataclass(frozen=True)
-class PolicyRule:
-    """Leave where the policy's exit probability is above the threshold; 1.0 is full depth."""
+class ThresholdRule(ABC):
+    """Leave where a score is above the threshold, in (0, 1]; at 1.0 all run at full depth."""
 
     threshold: float
     reads_logits: ClassVar[bool] = False
@@ -73,39 +74,43 @@ class PolicyRule:
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
-        return arrival.policy_logits.sigmoid() > self.threshold
+        return self.score(arrival) > self.threshold
+
+    @staticmethod
+    @abstractmethod
+    def score(arrival: Arrival) -> Tensor:
+        """``[...]``, at most 1."""
 
 
-@dataclass(frozen=True)
-class ConfidenceRule:
+class PolicyRule(ThresholdRule):
+    """Leave where the policy's exit probability is above the threshold."""
+
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The exit probability."""
+        return arrival.policy_logits.sigmoid()
+
+
+class ConfidenceRule(ThresholdRule):
     """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061)."""
 
-    threshold: float
     reads_logits: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
-
-    def __call__(self, arrival: Arrival) -> Tensor:
-        """The tokens that leave."""
-        return arrival.logits.softmax(dim=-1).amax(dim=-1) > self.threshold
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The top token's probability."""
+        return arrival.logits.softmax(dim=-1).amax(dim=-1)
 
 
-@dataclass(frozen=True)
-class SaturationRule:
+class SaturationRule(ThresholdRule):
     """Leave where a layer hardly turned the hidden state: the cosine of what it read and what it
     returned is above the threshold (CALM, arXiv 2207.07061).
     """
 
-    threshold: float
-    reads_logits: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
-
-    def __call__(self, arrival: Arrival) -> Tensor:
-        """The tokens that leave."""
-        return cosine_similarity(arrival.hidden, arrival.previous, dim=-1) > self.threshold
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The cosine."""
+        return cosine_similarity(arrival.hidden, arrival.previous, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ class GenerationPhases:
         settings, config = self.settings, self.model.config
         rows = self.policy_rows
         if self.run.result(name) is None:
-            rows = with_hardness(self.model, rows)
+            rows = with_hardness(self.model, rows, settings.bf16)
         self._set_trained(policies=True)
         self._run_phase(
             name,
@@ -143,7 +143,7 @@ class GenerationPhases:
             name,
             module,
             module,
-            partial(dev_report, self.model, self.dev_rows),
+            partial(dev_report, self.model, self.dev_rows, settings.bf16),
             train_dataset=rows,
             data_collator=collate,
             sampler=sampler,
