@@ -5,8 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -55,10 +56,12 @@ class Arrival:
 class ExitRule(Protocol):
     """Which tokens leave, ``[...]`` bool, of those that arrive at an exit."""
 
-    reads_logits: ClassVar[bool]  # whether each exit that a token passes costs an LM head
-
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
+        ...
+
+    def reads_logits(self, layer: int) -> bool:
+        """Whether a token that arrives at this exit costs an LM head there."""
         ...
 
 
@@ -67,7 +70,6 @@ class ThresholdRule(ABC):
     """Leave where a score is above the threshold, in (0, 1]; at 1.0 all run at full depth."""
 
     threshold: float
-    reads_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -75,6 +77,10 @@ class ThresholdRule(ABC):
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
         return self.score(arrival) > self.threshold
+
+    def reads_logits(self, layer: int) -> bool:
+        """No."""
+        return False
 
     @staticmethod
     @abstractmethod
@@ -91,10 +97,26 @@ class PolicyRule(ThresholdRule):
         return arrival.policy_logits.sigmoid()
 
 
+@dataclass(frozen=True)
 class ConfidenceRule(ThresholdRule):
-    """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061)."""
+    """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061).
 
-    reads_logits: ClassVar[bool] = True
+    Args:
+        threshold: in (0, 1].
+        layers: the exits it reads, each of which costs an LM head; None: all.
+    """
+
+    layers: tuple[int, ...] | None = None
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        """The tokens that leave."""
+        if self.reads_logits(arrival.layer):
+            return super().__call__(arrival)
+        return torch.zeros_like(arrival.rows, dtype=torch.bool)
+
+    def reads_logits(self, layer: int) -> bool:
+        """At each of its exits."""
+        return self.layers is None or layer in self.layers
 
     @staticmethod
     def score(arrival: Arrival) -> Tensor:
@@ -133,7 +155,6 @@ class DepthRule:
     first: float
     last: float
     length: int = 1
-    reads_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("first", "last", "length"):
@@ -142,5 +163,13 @@ class DepthRule:
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
-        share = ((arrival.numbers - 1) / max(self.length - 1, 1)).clamp(0, 1)
-        return self.first + (self.last - self.first) * share <= arrival.layer
+        return self.depth(arrival.numbers) <= arrival.layer
+
+    def reads_logits(self, layer: int) -> bool:
+        """No."""
+        return False
+
+    def depth(self, numbers: Tensor) -> Tensor:
+        """How many layers answer tokens of these numbers run at least, ``[...]``."""
+        share = ((numbers - 1) / max(self.length - 1, 1)).clamp(0, 1)
+        return self.first + (self.last - self.first) * share

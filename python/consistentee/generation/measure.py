@@ -5,7 +5,7 @@ Letters: N tokens that decide, E exits, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +19,7 @@ from consistentee.generation.passes import target_tokens
 from consistentee.generation.streams import Streams, two_streams
 from consistentee.measures.hardness import memorized_layer
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
-from consistentee_ext.generation.rules import ExitRule, PolicyRule
+from consistentee_ext.generation.rules import Arrival, ExitRule, PolicyRule, ThresholdRule
 from consistentee_ext.progress import progress_bar
 
 
@@ -53,6 +53,47 @@ def right_exits(model: ConsistentEEForCausalLM, rows: Dataset, bf16: bool = Fals
             torch.stack([model.logits(state).argmax(dim=-1) == targets for state in states], dim=1)
         )
     return torch.cat(found).cpu()
+
+
+def exit_scores(
+    model: ConsistentEEForCausalLM,
+    rows: Dataset,
+    rules: Mapping[str, type[ThresholdRule]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The score of each exit by several rules, at full depth, and what is right.
+
+    Args:
+        model: whose exits they are.
+        rows: as in `right_exits`.
+        rules: by name.
+
+    Returns:
+        ``[N, E]`` for each rule, and the result of `right_exits`.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in rules}
+    for batch, _ in _batches(rows, "scores of the exits"):
+        recorder = _Recorder(rules)
+        _run(model, batch, recorder, bf16=False)
+        for name, scores in recorder.scores.items():
+            found[name].append(torch.stack(scores, dim=1))
+    all_scores = {name: torch.cat(parts).cpu() for name, parts in found.items()}
+    return all_scores, right_exits(model, rows)
+
+
+class _Recorder:
+    """No token leaves; the scores of each exit are kept."""
+
+    def __init__(self, rules: Mapping[str, type[ThresholdRule]]) -> None:
+        self.rules = rules
+        self.scores: dict[str, list[Tensor]] = {name: [] for name in rules}
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        for name, rule in self.rules.items():
+            self.scores[name].append(rule.score(arrival).float())
+        return torch.zeros_like(arrival.rows, dtype=torch.bool)
+
+    def reads_logits(self, layer: int) -> bool:
+        return False
 
 
 def memorized_layers(model: ConsistentEEForCausalLM, right: Tensor) -> Tensor:
