@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from consistentee.atomic_files import Json
-from consistentee.generation.answers import BATCH_SIZE, FULL_DEPTH
+from consistentee.generation.answers import FULL_DEPTH
 from consistentee.generation.data import collate
 from consistentee.generation.passes import target_tokens
 from consistentee.generation.streams import Streams, two_streams
@@ -21,6 +21,9 @@ from consistentee.measures.hardness import memorized_layer
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
 from consistentee_ext.generation.rules import Arrival, ExitRule, PolicyRule, ThresholdRule
 from consistentee_ext.progress import progress_bar
+
+
+BATCH_SIZE = 16  # rows; each exit has logits of all their tokens
 
 
 class Forced(NamedTuple):
