@@ -121,6 +121,8 @@ def test_train_says_in_one_line_what_is_wrong(
     check_one_line(train("--max-new-tokens", 32), "max_new_tokens: expected less than 32", "got 32")
     check_one_line(train("--tokens", 0), "tokens: expected a number above 0, got 0")
     check_one_line(train("--target", "silver"), "silver")
+    check_one_line(train("--lora-rank", -1), "lora_rank: expected at least 0, got -1")
+    check_one_line(train("--lora-rank", 4), "lora_rank: expected the readout 'trunk' beside it")
     for option in (("--pooling", "mean"), ("--task", "rte"), ("--epochs", 3), ("--max-length", 9)):
         check_one_line(train(*option), f"{option[0][2:]}: expected none with --generation")
     encoder = tmp_path / "encoder"

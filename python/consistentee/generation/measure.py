@@ -22,7 +22,6 @@ from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
 from consistentee_ext.generation.rules import Arrival, ExitRule, PolicyRule, ThresholdRule
 from consistentee_ext.progress import progress_bar
 
-
 BATCH_SIZE = 16  # rows; each exit has logits of all their tokens
 
 
