@@ -12,6 +12,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -34,7 +35,7 @@ def seconds(run: Callable[[], object]) -> float:
 def measure(checkpoint: Path, texts: list[str], counts: list[int], rounds: int) -> None:
     choose = random.Random(0)
     threads = torch.get_num_threads()
-    started = seconds(lambda: ray.init("local", num_cpus=threads, log_to_driver=False))
+    started = seconds(partial(ray.init, "local", num_cpus=threads, log_to_driver=False))
     print(f"{threads} threads; Ray's start {started:.1f} s")
     taken: dict[int, list[tuple[float, float]]] = {}
     with TemporaryDirectory() as name:
@@ -43,17 +44,10 @@ def measure(checkpoint: Path, texts: list[str], counts: list[int], rounds: int) 
             for count in counts:
                 rows = {"id": list(range(count)), "text": choose.choices(texts, k=count)}
                 pq.write_table(pa.table(rows), folder / "rows.parquet")
-                alone = seconds(
-                    lambda: predict_file(
-                        checkpoint, folder / "rows.parquet", folder / "out.parquet"
-                    )
-                )
+                paths = checkpoint, folder / "rows.parquet"
+                alone = seconds(partial(predict_file, *paths, folder / "out.parquet"))
                 output = folder / f"out-{at}-{count}"
-                on_ray = seconds(
-                    lambda output=output: predict_folder(
-                        checkpoint, folder / "rows.parquet", output, address="local"
-                    )
-                )
+                on_ray = seconds(partial(predict_folder, *paths, output, address="local"))
                 expected = pq.read_table(folder / "out.parquet")
                 if not pq.read_table(output).equals(expected):
                     raise RuntimeError("expected the same predictions, got others")
