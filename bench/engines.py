@@ -73,8 +73,8 @@ def has_vnni() -> bool:
 
 
 def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
-    """ONNX Runtime, graph fused by its transformer optimiser; int8: dynamic quantisation, weights by
-    channel, of 7 bits where there is no VNNI, which ONNX Runtime leaves to the caller.
+    """ONNX Runtime, graph fused by its transformer optimiser; int8: dynamic quantisation, weights
+    by channel, of 7 bits where there is no VNNI, which ONNX Runtime leaves to the caller.
     """
     import onnx
     import onnxruntime

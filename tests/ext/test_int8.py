@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.family_cases import CASES, classifier
 from support.models import random_batch, tiny_classifier, tiny_model
 from torch import Tensor
 from torch.nn import functional as F
@@ -196,6 +197,24 @@ def test_one_call_gives_what_the_specification_gives(
         a, b = (e(**BATCH, row_max_layers=limit) for e in (found, expected))
         assert a.exit_layers.tolist() == b.exit_layers.tolist() == row_max_layers
         torch.testing.assert_close(a.logits, b.logits, atol=tolerance, rtol=tolerance)
+
+
+@NEEDS_INT8
+@pytest.mark.parametrize("case", CASES)
+def test_every_family(case: str) -> None:
+    """Blocks of every order and form, by the engine there is, against the specification."""
+    model = classifier(case)
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(4, 60, (3, 9), generator=generator)
+    mask = torch.ones_like(ids)
+    with torch.inference_mode():
+        exact = FastEarlyExitEncoder(model)(ids, mask).logits
+        found = FastEarlyExitEncoder(model, weights="int8")(ids, mask).logits
+        expected = FastEarlyExitEncoder(model, weights="int8", backend="torch")(ids, mask).logits
+    scale = exact.norm()
+    # The weights are large: what is rounded grows from layer to layer.
+    assert 0 < (found - exact).norm() / scale < 0.2
+    assert (found - expected).norm() / scale < 0.03
 
 
 @NEEDS_INT8
