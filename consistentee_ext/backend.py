@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from consistentee_ext.ops.flash import flash_arguments
+
 BACKENDS = ("cuda", "triton", "cpu", "torch")
 DEVICE_BACKENDS = BACKENDS[:2]  # their tensors are on a GPU
 ENVIRONMENT_VARIABLE = "CONSISTENTEE_BACKEND"
@@ -60,7 +62,8 @@ def _load_cuda() -> Availability:
         torch.ops.load_library(str(library))
     except OSError as error:
         return Availability(False, f"the CUDA library does not load: {error}")
-    return Availability(True, "CUDA ops")
+    launched = "C++" if flash_arguments() else "Python: no flash attention of the known schema"
+    return Availability(True, f"CUDA ops, 16-bit layers of BERT's kin launched from {launched}")
 
 
 def _find_triton() -> Availability:
