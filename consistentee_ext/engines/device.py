@@ -86,13 +86,21 @@ class DeviceEngine(Engine):
     def classify(self, inputs: PackedInputs) -> ExitResults:
         with torch.inference_mode():
             found = self._replay(inputs)
-        return super().classify(inputs) if found is None else found
+        if found is not None:
+            return found
+        # Made outside of the mode, so that callers may change them and compute gradients with them.
+        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, self._device)
+        with torch.inference_mode():
+            self._launch(inputs, 0, self.stack.num_layers, results, None)
+        return results
 
     def _replay(self, inputs: PackedInputs) -> ExitResults | None:
         """A whole pass by graphs, where there are graphs that take it: they have one threshold a
-        layer.
+        layer. What a launcher can launch is recorded from its second time on.
         """
         if self._graphs is None or self.exits.row_thresholds is not None:
+            return None
+        if self._launcher is not None and self._graphs.is_new(inputs):
             return None
         eager = choose_sync(self._sync, len(inputs.ids)) == "eager"
         return self._graphs.run(inputs, self.exits, eager)
@@ -106,15 +114,26 @@ class DeviceEngine(Engine):
         results: ExitResults,
         firsts: Tensor | None = None,
     ) -> PackedBatch:
+        if isinstance(batch, PackedInputs) and last == self.stack.num_layers:
+            numbers = torch.arange(len(batch.row_ids))
+            found = self._replay(batch._replace(row_ids=numbers))
+            if found is not None:
+                rows = batch.row_ids.to(results.logits.device)
+                for target, source in zip(results, found, strict=True):
+                    target.index_copy_(0, rows, source)
+                return self._none_left
+        return self._launch(batch, first, last, results, firsts)
+
+    def _launch(
+        self,
+        batch: PackedInputs | PackedBatch,
+        first: int,
+        last: int,
+        results: ExitResults,
+        firsts: Tensor | None,
+    ) -> PackedBatch:
+        """`advance` without graphs."""
         if isinstance(batch, PackedInputs):
-            if last == self.stack.num_layers:
-                numbers = torch.arange(len(batch.row_ids))
-                found = self._replay(batch._replace(row_ids=numbers))
-                if found is not None:
-                    rows = batch.row_ids.to(results.logits.device)
-                    for target, source in zip(results, found, strict=True):
-                        target.index_copy_(0, rows, source)
-                    return self._none_left
             max_length = batch.max_length  # read while the offsets are on the host
             firsts = self.exits.first_lengths(batch)
             batch = batch.to(results.logits.device)

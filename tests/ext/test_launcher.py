@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from support.fake_device import Device
 from support.family_cases import CASES, VOCABULARY, classifier
 from support.host_ops import HostOps
 from support.models import SEEDS, as_pairs, pack, random_batch, tiny_model
@@ -18,6 +19,7 @@ from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.engines import launcher as launcher_module
 from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.engines.eager import EagerEngine
+from consistentee_ext.engines.graphs import PassGraphs
 from consistentee_ext.engines.launcher import Launcher, declines
 from consistentee_ext.engines.removal_costs import RemovalCosts
 from consistentee_ext.inputs import PackedInputs
@@ -335,6 +337,33 @@ def test_a_flash_attention_of_another_schema_is_not_taken() -> None:
     assert flash.flash_arguments() >= len(flash.ARGUMENTS)
     assert flash.flash_arguments("_efficient_attention_forward") == 0
     assert flash.flash_arguments("_no_such_op") == 0
+
+
+def test_graphs_take_over_from_the_second_time_on() -> None:
+    """Of sizes that come again; the answers are the same."""
+    recorded = []
+
+    def record(run: Any) -> Any:
+        recorded.append(run)
+        return run
+
+    model = tiny_model("mean", seed=3)
+    launched, plain = engine_pair(model, "eager", threshold=0.6)
+    stack, exits = launched._engine.stack, launched._engine.exits
+    device = Device()
+    graphs = PassGraphs(stack, exits, device, lambda: record)
+    launched._engine = DeviceEngine(stack, exits, device, "eager", graphs, launcher_of(launched))
+    expected = plain(**BATCH)
+    check_same(launched(**BATCH), expected)
+    assert not recorded
+    assert not device.launches
+    check_same(launched(**BATCH), expected)
+    assert len(recorded) == 1  # up to the first exit; what follows is of sizes not met so far
+    check_same(launched(**BATCH), expected)
+    assert len(recorded) == LAYERS
+    other = {name: rows[:5] for name, rows in BATCH.items()}
+    check_same(launched(**other), plain(**other))
+    assert len(recorded) == LAYERS
 
 
 def make_number(**changes: Any) -> int:
