@@ -144,6 +144,28 @@ def test_declined_with_a_reason() -> None:
         assert reason in (declines(engine.stack, engine.exits) or "")
 
 
+def test_what_is_chosen_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: reference)
+    for case, backend, told in (
+        ("bert", "cuda", "kernels launched by one call into C++"),
+        ("bert", "triton", "kernels launched from Python, as Triton's are"),
+        ("modernbert", "cuda", "kernels launched from Python, as its blocks are not BERT's"),
+    ):
+        monkeypatch.setattr(
+            "consistentee_ext.packed_module.select_backend", lambda *_, name=backend: name
+        )
+        encoder = FastEarlyExitEncoder(classifier(case), backend=backend)
+        assert f"backend {backend}, {told}" in repr(encoder)
+
+
+def test_without_flash_attention() -> None:
+    cpu, half = torch.device("cpu"), torch.bfloat16
+    assert flash.why_no_flash(cpu, half, 64) == "as there is no flash attention on cpu"
+    card = torch.device("cuda")
+    for dtype, size, told in ((torch.float32, 64, "in torch.float32"), (half, 20, "heads of 20")):
+        assert told in (flash.why_no_flash(card, dtype, size) or "")
+
+
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
 @pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
 @pytest.mark.parametrize("costs", [NEVER, ALWAYS], ids=["never", "always"])
