@@ -24,8 +24,9 @@ from consistentee import ConsistentEEForSequenceClassification
 from consistentee.evaluation.evaluate import full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.layers import Block, GenericStack
-from consistentee_ext.ops import load_ops
+from consistentee_ext.ops import load_ops, onednn_int8
 from consistentee_ext.ops.onednn import is_fast
+from consistentee_ext.weights import LinearWeights
 
 
 class FullDepth(nn.Module):
@@ -131,8 +132,10 @@ def published(workload: Workload) -> Pass:
     return lambda: [published_early_exit(model, row, layer) for row, layer in rows]
 
 
-def ours(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    encoder = workload.encoder(dtype)
+def ours(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
+    encoder = workload.encoder(dtype, weights)
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
@@ -141,8 +144,10 @@ def ours_one_by_one(workload: Workload) -> Pass:
     return lambda: [encoder(**row).logits for row in rows]
 
 
-def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    encoder = FastEarlyExitEncoder(workload.model, dtype=dtype, exit_layers=[])
+def ours_full_depth(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
+    encoder = FastEarlyExitEncoder(workload.model, dtype=dtype, weights=weights, exit_layers=[])
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
@@ -159,12 +164,13 @@ def truncated(workload: Workload) -> Pass:
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
-def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
+def gemm_limit(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
     """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
-    encoder = workload.encoder(dtype)
+    encoder = workload.encoder(dtype, weights)
     if isinstance(encoder._engine.stack, GenericStack):
         raise AbsentError("the products are not ours")
-    ops = load_ops(encoder.backend)
     steps: list[tuple[Block, int]] = []
     for batch in workload.batches:
         lengths, exit_layers = batch["attention_mask"].sum(dim=1), encoder(**batch).exit_layers
@@ -173,16 +179,25 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     steps = [(block, tokens) for block, tokens in steps if tokens]
     # Room behind the tokens, as the encoder's own have it: the number of rows is rounded up alike.
     most = max(tokens for _, tokens in steps) + 32
-    widths = {linear.weight.shape[1] for block, _ in steps for linear in block.linears}
+    widths = {linear.shape[1] for block, _ in steps for linear in block.linears}
     inputs = {width: torch.randn(most, width).to(dtype) for width in widths}
+    product = load_ops(encoder.backend).linear
+    if weights == "int8":
+        inputs = {width: torch.randint(0, 256, x.shape).byte() for width, x in inputs.items()}
+        product = partial(int8_product, dtype=dtype)
 
     def run() -> list[Tensor]:
         for block, tokens in steps:
             for linear in block.linears:
-                ops.linear(inputs[linear.weight.shape[1]][:tokens], linear)
+                product(inputs[linear.shape[1]][:tokens], linear)
         return []
 
     return run
+
+
+def int8_product(integers: Tensor, linear: LinearWeights, dtype: torch.dtype) -> Tensor:
+    """Sums of integers alone: no activation is rounded, no bias added."""
+    return onednn_int8.product(integers, linear.levels, linear.weight, linear.scale, dtype)
 
 
 class AbsentError(ImportError):
@@ -198,10 +213,22 @@ def in_bf16(engine: Callable[..., Pass], **options: Any) -> Callable[[Workload],
     return make
 
 
+def in_int8(engine: Callable[..., Pass]) -> Callable[[Workload], Pass]:
+    """Weights and activations of the products of 8 bits, the rest in the faster dtype."""
+
+    def make(workload: Workload) -> Pass:
+        dtype = torch.bfloat16 if is_fast(torch.bfloat16) else torch.float32
+        return engine(workload, dtype=dtype, weights="int8")
+
+    return make
+
+
 BF16 = torch.bfloat16
 OURS, OURS_BF16 = "ours, exits", "ours, exits, bf16"
 FULL, FULL_BF16 = "ours, full depth", "ours, full depth, bf16"
 LIMIT, LIMIT_BF16 = "GEMM limit", "GEMM limit, bf16"
+OURS_INT8, FULL_INT8 = "ours, exits, int8", "ours, full depth, int8"
+LIMIT_INT8 = "GEMM limit, int8"
 
 ENGINES: dict[str, Callable[[Workload], Pass]] = {
     "Hugging Face, eager attention": partial(hugging_face, attention="eager"),
@@ -222,6 +249,9 @@ ENGINES: dict[str, Callable[[Workload], Pass]] = {
     OURS_BF16: in_bf16(ours, dtype=BF16),
     LIMIT: gemm_limit,
     LIMIT_BF16: in_bf16(gemm_limit, dtype=BF16),
+    FULL_INT8: in_int8(ours_full_depth),
+    OURS_INT8: in_int8(ours),
+    LIMIT_INT8: in_int8(gemm_limit),
 }
 
 

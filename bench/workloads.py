@@ -102,9 +102,11 @@ class Workload:
             for i, length in enumerate(batch["attention_mask"].sum(dim=1))
         ]
 
-    def encoder(self, dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
+    def encoder(
+        self, dtype: torch.dtype = torch.float32, weights: str | None = None
+    ) -> FastEarlyExitEncoder:
         """Ours; its exits are the workload's."""
-        encoder = FastEarlyExitEncoder(self.model, dtype=dtype)
+        encoder = FastEarlyExitEncoder(self.model, dtype=dtype, weights=weights)
         if self.exit_shares is not None:
             set_exit_shares(encoder, self.batches, self.exit_shares)
         return encoder

@@ -43,8 +43,12 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
   // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu,
-  // gelu_pytorch_tanh, relu, silu or tanh.
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, *, str activation) -> Tensor");
+  // gelu_pytorch_tanh, relu, silu or tanh. With scale [O], weights are integers of 8 bits to be
+  // multiplied by it, scale and bias are float32, and each row of x is rounded to integers of at most
+  // `levels`, 127 or 63, times a scale of its own.
+  m.def(
+      "linear(Tensor x, Tensor weight, Tensor? bias, *, str activation, Tensor? scale=None,"
+      " int levels=0) -> Tensor");
 
   // query [Tq, heads * d], key and value [T, kv_heads * d], offsets [B+1] int32 -> [Tq, heads * d].
   // Tokens of the three may lie apart in memory.
@@ -101,17 +105,18 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
   // mlp(x) is down(up(x)), with a gate down(gate(x) * up(x)).
   // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
   // and the block, which must be the last, computes one token of each row alone, the first, or with
-  // last_queries the last.
+  // last_queries the last. A product with a scale [O] has weights of 8 bits, as above.
   m.def(
-      "engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? key_value,"
-      " Tensor? key_value_bias, Tensor attention_out, Tensor? attention_out_bias, int num_heads,"
-      " int head_size, Tensor? attention_norm_weight, Tensor? attention_norm_bias,"
-      " float attention_norm_eps, Tensor up, Tensor? up_bias, str up_activation, Tensor down,"
-      " Tensor? down_bias, Tensor? gate, Tensor? gate_bias, str gate_activation,"
-      " Tensor mlp_norm_weight, Tensor? mlp_norm_bias, float mlp_norm_eps, bool norm_first,"
-      " Tensor? attention_out_norm_weight, Tensor? attention_out_norm_bias,"
+      "engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? query_scale,"
+      " Tensor? key_value, Tensor? key_value_bias, Tensor? key_value_scale, Tensor attention_out,"
+      " Tensor? attention_out_bias, Tensor? attention_out_scale, int num_heads, int head_size,"
+      " Tensor? attention_norm_weight, Tensor? attention_norm_bias, float attention_norm_eps,"
+      " Tensor up, Tensor? up_bias, Tensor? up_scale, str up_activation, Tensor down,"
+      " Tensor? down_bias, Tensor? down_scale, Tensor? gate, Tensor? gate_bias, Tensor? gate_scale,"
+      " str gate_activation, Tensor mlp_norm_weight, Tensor? mlp_norm_bias, float mlp_norm_eps,"
+      " bool norm_first, Tensor? attention_out_norm_weight, Tensor? attention_out_norm_bias,"
       " float attention_out_norm_eps, Tensor? mlp_out_norm_weight, Tensor? mlp_out_norm_bias,"
-      " float mlp_out_norm_eps, " FORM ") -> ()");
+      " float mlp_out_norm_eps, " FORM ", int levels=0) -> ()");
 
   // The exit behind block `layer` (1-based), in rising order of layers: norm, pooling (cls, last, mean
   // or pair), pooler, norm of the state; norms_tokens and pools_states put norm and pooler before the

@@ -97,6 +97,8 @@ def declines(stack: Stack, exits: Exits) -> str | None:
             return "as its attention or MLP is not BERT's"
         if any(linear.activation not in _ACTIVATIONS for linear in block.linears):
             return "as torch has no kernel of its activation"
+        if any(linear.scale is not None for linear in block.linears):
+            return "as its weights are integers"
         norms = (block.attention_norm, block.mlp_norm)
         if any(norm is None or norm.bias is None for norm in norms):
             return "as its norms are no layer norms"

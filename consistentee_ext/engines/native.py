@@ -120,22 +120,23 @@ def _exit_arguments(exit_: Exit) -> dict[str, Any]:
 def _block_arguments(block: Block) -> dict[str, Any]:
     attention, mlp = block.attention, block.mlp
     return {
-        **linear_arguments("query", attention.query),
-        **linear_arguments("key_value", attention.key_value),
-        **linear_arguments("attention_out", attention.out),
+        **_product_arguments("query", attention.query),
+        **_product_arguments("key_value", attention.key_value),
+        **_product_arguments("attention_out", attention.out),
         "num_heads": attention.num_heads,
         "head_size": attention.head_size,
         **norm_arguments("attention_norm", block.attention_norm),
-        **linear_arguments("up", mlp.up),
+        **_product_arguments("up", mlp.up),
         "up_activation": _activation(mlp.up),
-        **linear_arguments("down", mlp.down),
-        **linear_arguments("gate", mlp.gate),
+        **_product_arguments("down", mlp.down),
+        **_product_arguments("gate", mlp.gate),
         "gate_activation": _activation(mlp.gate),
         **norm_arguments("mlp_norm", block.mlp_norm),
         "norm_first": block.norm_first,
         **norm_arguments("attention_out_norm", block.attention_out_norm),
         **norm_arguments("mlp_out_norm", block.mlp_out_norm),
         **form_arguments(attention.form),
+        "levels": max(linear.levels for linear in block.linears),
     }
 
 
@@ -147,6 +148,11 @@ def linear_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
     """Its weights, without the activation."""
     weight, bias = (None, None) if linear is None else (linear.weight, linear.bias)
     return {name: weight, f"{name}_bias": bias}
+
+
+def _product_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
+    scale = None if linear is None else linear.scale
+    return {**linear_arguments(name, linear), f"{name}_scale": scale}
 
 
 def norm_arguments(name: str, norm: NormWeights | None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, layer_norm
 from transformers.activations import ACT2FN
 
 from consistentee_ext.criteria import SCORES, Prediction
-from consistentee_ext.ops import onednn
+from consistentee_ext.ops import onednn, onednn_int8
 from consistentee_ext.ops.attention_form import attend
 from consistentee_ext.ops.checks import check_exit_step
 from consistentee_ext.ops.norm import norm
@@ -77,6 +77,8 @@ def embed(
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``, ``[T, O]``, for ``x [T, I]``; prepacked weights by oneDNN."""
+    if weights.scale is not None:
+        return onednn_int8.linear(x, weights)
     if weights.prepacked:
         return onednn.linear(x, weights)
     y = F.linear(x, weights.weight, weights.bias)

@@ -49,7 +49,7 @@ def host_ops(tmp_path_factory: pytest.TempPathFactory) -> HostOps:
 @pytest.fixture(autouse=True)
 def dense_weights(monkeypatch: pytest.MonkeyPatch, host_ops: HostOps) -> HostOps:
     """Weights as on a GPU, not prepacked, and its attention."""
-    monkeypatch.setattr(onednn, "_available", lambda dtype: False)
+    monkeypatch.setattr(onednn, "is_available", lambda dtype: False)
     monkeypatch.setattr(launcher_module, "why_no_flash", lambda *_: None)
     host_ops.forget()
     return host_ops

@@ -21,7 +21,7 @@ def test_linear(
     activation: str | None,
 ) -> None:
     if not prepacked:
-        monkeypatch.setattr(onednn, "_available", lambda dtype: False)
+        monkeypatch.setattr(onednn, "is_available", lambda dtype: False)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(rows, 99), torch.randn(65, 99) / 10, torch.randn(65)
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)

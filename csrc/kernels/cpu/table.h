@@ -62,6 +62,9 @@ struct Embeddings {
   const int64_t* type_ids;
 };
 
+// Of a product.
+enum class Activation { kNone, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
+
 template <typename scalar_t>
 struct Kernels {
   // Decides rows [begin, end) of pooled [B, H]; keep[row] is 1 where the row stays. `scratch` holds
@@ -135,6 +138,38 @@ struct Kernels {
       const Embeddings<scalar_t>& tables,
       const LayerNorm<scalar_t>& norm,
       scalar_t* out,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+  // x [T, size], of tokens [begin, end), as out = round(x / scale) + levels + 1, where scale =
+  // max |x| / levels over a token; NaN where a number of the token is not finite.
+  void (*quantize_tokens)(
+      const scalar_t* x,
+      int64_t size,
+      int64_t levels,
+      uint8_t* out,
+      float* scales,
+      int64_t begin,
+      int64_t end);
+  // x = f(scale x + bias) for tokens [begin, end) of [T, size], each with its scale.
+  void (*finish_tokens)(
+      scalar_t* x,
+      const float* scales,
+      const float* bias,
+      Activation activation,
+      int64_t size,
+      int64_t begin,
+      int64_t end);
+  // Both in one: f(scale x + bias) as integers, x stays as it is. `scratch` holds `size` floats.
+  void (*requantize_tokens)(
+      const scalar_t* x,
+      const float* scales,
+      const float* bias,
+      Activation activation,
+      int64_t size,
+      int64_t levels,
+      uint8_t* out,
+      float* out_scales,
       int64_t begin,
       int64_t end,
       float* scratch);
