@@ -19,6 +19,7 @@ import time
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from serving import Connection, Server, milliseconds
 
@@ -135,13 +136,16 @@ def metric(server: Server, sample: str) -> float:
     return float(found[1]) if found else 0.0
 
 
-def measure(checkpoint: Path, data: Path, seconds: float, times: float, deadline: float) -> None:
+def measure(
+    checkpoint: Path, data: Path, seconds: float, times: float, deadline: float, folder: str
+) -> None:
     texts = list(load_texts(data)[1]["sentence1"])
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=1.0)
     logits = encoder.predict(texts).logits
     names = class_names(encoder.config)
     full = [names[label] for label in logits.argmax(-1).tolist()]
-    server = Server(checkpoint, at_end=False)
+    steps = Path(folder) / "steps"
+    server = Server(checkpoint, at_end=False, steps=steps)
     asyncio.run(capacity(server, texts, 3.0))
     work = 'ce_token_layers_total{kind="computed"}'
     before, begun = metric(server, work), time.perf_counter()
@@ -149,7 +153,9 @@ def measure(checkpoint: Path, data: Path, seconds: float, times: float, deadline
     done = (metric(server, work) - before) / (time.perf_counter() - begun)
     print(f"capacity: {rate:.0f} requests of {TEXTS} texts a second")
     print(f"a layer of 2,048 tokens: {2048 / done * 1000:.0f} ms")
+    earlier = len(steps.read_text().splitlines())
     seen = asyncio.run(flood(server, texts, times * rate, seconds, deadline))
+    taken = [float(line) for line in steps.read_text().splitlines()[earlier:]]
     alive = server.process.poll() is None
     server.stop()
     print(f"{times:g} times that for {seconds:g} s, deadline {deadline * 1000:g} ms: ", end="")
@@ -161,6 +167,7 @@ def measure(checkpoint: Path, data: Path, seconds: float, times: float, deadline
         end="",
     )
     print(f"clock, {1000 * max(seen.server_over):.0f} ms by the server's")
+    print(f"a step took {milliseconds(taken)} ms, the longest {1000 * max(taken):.0f} ms")
     for clock, found in (("client", seen.over), ("server", seen.server_over)):
         print(
             f"answers after {milliseconds([over + deadline for over in found])} ms by the {clock}"
@@ -181,7 +188,8 @@ def main() -> None:
     parser.add_argument("--times", type=float, default=3.0)
     parser.add_argument("--deadline", type=float, default=1.0)
     given = parser.parse_args()
-    measure(given.checkpoint, given.data, given.seconds, given.times, given.deadline)
+    with TemporaryDirectory() as folder:
+        measure(given.checkpoint, given.data, given.seconds, given.times, given.deadline, folder)
 
 
 if __name__ == "__main__":
