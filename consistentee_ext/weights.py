@@ -26,7 +26,7 @@ class LinearWeights(NamedTuple):
         prepacked: whether `weight` is laid out for oneDNN, see `consistentee_ext.ops.onednn`.
         scale: ``[O]`` float32, of weights of 8 bits: W is the integers times it. See
             `consistentee_ext.ops.onednn_int8`.
-        levels: the largest integer an activation is rounded to, with `scale`.
+        levels: with `scale`, an activation is rounded to an integer from 0 to ``2 levels + 1``.
     """
 
     weight: Tensor

@@ -44,8 +44,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
 
   // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu,
   // gelu_pytorch_tanh, relu, silu or tanh. With scale [O], weights are integers of 8 bits to be
-  // multiplied by it, scale and bias are float32, and each row of x is rounded to integers of at most
-  // `levels`, 127 or 63, times a scale of its own.
+  // multiplied by it, scale and bias are float32, and each row of x is rounded to integers from 0 to
+  // 2 levels + 1, by a scale and a centre of its own; levels is 127, or 63 without VNNI.
   m.def(
       "linear(Tensor x, Tensor weight, Tensor? bias, *, str activation, Tensor? scale=None,"
       " int levels=0) -> Tensor");

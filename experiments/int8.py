@@ -15,6 +15,7 @@ import torch
 from transformers import AutoTokenizer
 
 from consistentee.data.encode import encode
+from consistentee.data.labels import class_names
 from consistentee.data.tables import load_table
 from consistentee.evaluation.evaluate import load_model, padded_batches
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
@@ -29,7 +30,7 @@ def main() -> None:
     parser.add_argument("--threshold", type=float, help="default the checkpoint's")
     options = parser.parse_args()
     model = load_model(options.checkpoint)
-    names = [model.config.id2label[label] for label in range(model.config.num_labels)]
+    names = class_names(model.config)
     tokenizer = AutoTokenizer.from_pretrained(options.checkpoint)
     table = load_table(options.data)
     rows = encode(table, tokenizer, model.config.max_tokens or 512, names)

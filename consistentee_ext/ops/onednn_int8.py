@@ -1,10 +1,13 @@
 """Weights and activations of 8 bits: how they are rounded, and their product by oneDNN.
 
-A weight is an integer of at most 127 times a scale of its row (output); an activation is an integer
-of at most A times a scale of its token, found as the token comes. With integers V of activations
-and W of weights, ``y = f(scale_t * scale_o * (V W^T) + b)``. The sums of V W^T are exact.
+A weight is an integer of at most 127 times a scale of its row, that is of its output o. An
+activation is an integer from 0 to 2A + 1, less A + 1, times a scale of its token t, plus a centre
+of its token; both are found as the token comes. With the integers V of activations, less A + 1, and
+W of weights
 
-csrc/cpu/linear/onednn_int8.cpp calls the same product.
+    y = f(scale_t * scale_o * (V W^T) + centre_t * scale_o * (1 W^T) + b)
+
+The sums of integers are exact. csrc/cpu/linear/onednn_int8.cpp calls the same product.
 """
 
 from __future__ import annotations
@@ -20,32 +23,38 @@ from consistentee_ext.ops.onednn import ACTIVATIONS, is_available
 from consistentee_ext.weights import LinearWeights
 
 WEIGHT_LEVELS = 127
-# The largest integer of an activation. oneDNN is given unsigned ones, of which this plus 1 is zero.
-# On processors without VNNI it adds pairs of products in 16 bits: 2 * 255 * 127 does not fit there
-# and is cut without a word, 2 * 127 * 127 fits.
+# A, for activations of 8 and 7 bits. On processors without VNNI oneDNN adds pairs of products in 16
+# bits: 2 * 255 * 127 does not fit there and is cut without a word, 2 * 127 * 127 fits.
 LEVELS = (127, 63)
-_LEAST_OF_A_ROW = 1e-30  # below it a row is zeros, as in csrc/kernels/cpu/quantize.h
+_LEAST = 1e-30  # by less than it nothing is divided, as in csrc/kernels/cpu/quantize.h
 
 
 def round_weight(weight: Tensor) -> tuple[Tensor, Tensor]:
     """``[O, I]`` as integers of at most 127, and the scale of each row, ``[O]`` float32."""
     weight = weight.detach().float()
     scale = weight.abs().amax(dim=1) / WEIGHT_LEVELS
-    scale = torch.where(scale > _LEAST_OF_A_ROW, scale, 1.0)
+    scale = torch.where(scale > _LEAST, scale, 1.0)
     return (weight / scale[:, None]).round().to(torch.int8), scale
 
 
-def round_rows(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """``[T, I]`` as ``round(x / scale) + levels + 1``, uint8, and the scale of each row, ``[T]``
-    float32: ``scale = max |x| / levels``, or NaN where a number of the row is not finite.
+def round_rows(x: Tensor, levels: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``x [T, I]`` as integers, and each row's scale and centre, ``[T, 1]`` float32.
+
+    ``(x - min x) / scale`` rounded, uint8, where ``scale = (max x - min x) / (2 levels + 1)`` and
+    ``centre = min x + scale (levels + 1)``. Both are NaN where a number of the row is not finite.
     """
     x = x.float()
-    most = x.abs().amax(dim=1) if x.shape[1] else x.new_zeros(len(x))
-    finite, zeros = most.isfinite(), most < _LEAST_OF_A_ROW
-    inverse = torch.where(finite & ~zeros, levels / most, 0.0)
-    scale = torch.where(zeros, 0.0, most / levels)
-    integers = (x.nan_to_num() * inverse[:, None]).round() + (levels + 1)
-    return integers.to(torch.uint8), torch.where(finite, scale, torch.nan)
+    if not x.numel():
+        nothing = x.new_zeros(len(x), 1)
+        return x.to(torch.uint8), nothing, nothing
+    low, high = x.aminmax(dim=1, keepdim=True)
+    steps, width = 2 * levels + 1, high - low
+    finite = x.isfinite().all(dim=1, keepdim=True) & width.isfinite()
+    divides = finite & (width >= _LEAST)
+    scale = torch.where(divides, width / steps, 0.0)
+    integers = torch.where(divides, ((x - low) * (steps / width)).round(), 0.0)
+    centre = torch.where(finite, low + scale * (levels + 1), torch.nan)
+    return integers.to(torch.uint8), torch.where(finite, scale, torch.nan), centre
 
 
 def product(
@@ -157,13 +166,17 @@ def dense(weights: LinearWeights) -> Tensor:
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``, ``[T, O]`` in the dtype of x, for ``x [T, I]``."""
-    assert weights.scale is not None
-    integers, scale = round_rows(x, weights.levels)
-    if weights.prepacked:
-        sums = product(integers, weights.levels, weights.weight, weights.scale)
-    else:
-        sums = _exact_product(integers, weights.levels, weights.weight).float() * weights.scale
-    y = scale[:, None] * sums
+    levels, weight_scale = weights.levels, weights.scale
+    assert weight_scale is not None
+    integers, scale, centre = round_rows(x, levels)
+    ones = torch.full((1, weights.shape[1]), levels + 2, dtype=torch.uint8)
+
+    def times_weights(rows: Tensor) -> Tensor:
+        if weights.prepacked:
+            return product(rows, levels, weights.weight, weight_scale)
+        return _exact_product(rows, levels, weights.weight).float() * weight_scale
+
+    y = scale * times_weights(integers) + centre * times_weights(ones)
     if weights.bias is not None:
         y = y + weights.bias
     return (y if weights.activation is None else ACT2FN[weights.activation](y)).to(x.dtype)

@@ -2,6 +2,7 @@
 
 #include "cpu/linear/linear.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "cpu/batch.h"
@@ -28,7 +29,7 @@ void Operand::write(int64_t begin, int64_t end) const {
         rows.size(1),
         levels,
         mutable_data<uint8_t>(*integers),
-        mutable_data<float>(*scales),
+        mutable_data<TokenScale>(*scales),
         begin,
         end);
   });
@@ -39,13 +40,7 @@ void Product::finish(int64_t begin, int64_t end) const {
   dispatch(rows, "x", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     kernels.finish_tokens(
-        mutable_data<scalar_t>(rows),
-        data<float>(*scales),
-        data<float>(*bias),
-        activation,
-        rows.size(1),
-        begin,
-        end);
+        mutable_data<scalar_t>(rows), data<TokenScale>(*scales), output, rows.size(1), begin, end);
   });
 }
 
@@ -68,6 +63,12 @@ PrepackedLinear::PrepackedLinear(
   if (weight_.dim() != 2 || weight_.size(1) != size) fail("scale: expected one for each row");
   if (!bias_) bias_ = torch::stable::new_zeros(int8_->scale, {size});
   check_tensor(*bias_, "bias", ScalarType::Float, {size});
+  // Ones are the integers behind the zero point.
+  const Tensor ones =
+      torch::stable::new_empty(int8_->scale, {1, weight_.size(0)}, ScalarType::Byte);
+  std::fill_n(
+      mutable_data<uint8_t>(ones), weight_.size(0), static_cast<uint8_t>(int8_->levels + 2));
+  sums_ = int8_product(ones, weight_, *int8_, ScalarType::Float);
 }
 
 Tensor PrepackedLinear::operator()(const Tensor& x) const { return product(read(x)).finished(); }
@@ -79,7 +80,7 @@ Operand PrepackedLinear::operand(const Tensor& rows) const {
   return {
       rows,
       new_tokens(rows, tokens, rows.size(1), ScalarType::Byte),
-      torch::stable::new_empty(rows, {tokens}, ScalarType::Float),
+      torch::stable::new_empty(rows, {tokens, 2}, ScalarType::Float),
       int8_->levels};
 }
 
@@ -96,23 +97,12 @@ Operand PrepackedLinear::read(const Product& x) const {
   dispatch(x.rows, "x", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const scalar_t* rows = data<scalar_t>(x.rows);
-    const float* scales = data<float>(*x.scales);
-    const float* bias = data<float>(*x.bias);
+    const TokenScale* scales = data<TokenScale>(*x.scales);
     uint8_t* integers = mutable_data<uint8_t>(*out.integers);
-    float* out_scales = mutable_data<float>(*out.scales);
+    TokenScale* out_scales = mutable_data<TokenScale>(*out.scales);
     by_rows(x.rows.size(0), size, [&](int64_t begin, int64_t end, float* scratch) {
       kernels.requantize_tokens(
-          rows,
-          scales,
-          bias,
-          x.activation,
-          size,
-          out.levels,
-          integers,
-          out_scales,
-          begin,
-          end,
-          scratch);
+          rows, scales, x.output, size, out.levels, integers, out_scales, begin, end, scratch);
     });
   });
   return out;
@@ -122,7 +112,7 @@ Product PrepackedLinear::product(const Operand& x) const {
   if (int8_) {
     if (!x.integers) fail("x: expected integers of 8 bits");
     Tensor rows = int8_product(*x.integers, weight_, *int8_, x.rows.scalar_type());
-    return {std::move(rows), x.scales, bias_, activation_};
+    return {std::move(rows), x.scales, {data<float>(*sums_), data<float>(*bias_), activation_}};
   }
   return Product::of(float_product(x.rows, weight_, bias_, activation_));
 }

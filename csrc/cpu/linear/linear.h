@@ -13,7 +13,7 @@ namespace consistentee {
 // What weights of 8 bits have beside their integers.
 struct Int8 {
   Tensor scale;    // [O] float32: a weight is its integer times the scale of its row
-  int64_t levels;  // the largest integer of an activation: 127, or 63 where more would saturate
+  int64_t levels;  // an activation is an integer from 0 to 2 levels + 1; 127, or 63 without VNNI
   Tensor one, zero_point, zeros;  // what the product's interface takes: [1], [1] and [O]
 };
 
@@ -24,7 +24,7 @@ std::optional<Int8> optional_int8(const std::optional<Tensor>& scale, int64_t le
 struct Operand {
   Tensor rows;                     // where there are integers, of these the dtype alone is read
   std::optional<Tensor> integers;  // [T, I] uint8
-  std::optional<Tensor> scales;    // [T] float32
+  std::optional<Tensor> scales;    // [T, 2] float32, the TokenScale of each row
   int64_t levels;
 
   // Of rows that no product with weights of 8 bits reads.
@@ -39,14 +39,11 @@ struct Operand {
 // finished, by the op that reads them, right before it does.
 struct Product {
   Tensor rows;
-  std::optional<Tensor> scales;  // [T] float32
-  std::optional<Tensor> bias;    // [O] float32
-  Activation activation;
+  std::optional<Tensor> scales;  // [T, 2] float32, of the operand
+  OutputScale output;
 
   // Of rows that lack nothing.
-  static Product of(Tensor rows) {
-    return {std::move(rows), std::nullopt, std::nullopt, Activation::kNone};
-  }
+  static Product of(Tensor rows) { return {std::move(rows), std::nullopt, {}}; }
 
   void finish(int64_t begin, int64_t end) const;
   Tensor finished() const;
@@ -79,6 +76,8 @@ class PrepackedLinear {
   std::optional<Tensor> bias_;
   Activation activation_;
   std::optional<Int8> int8_;
+  std::optional<Tensor>
+      sums_;  // [O] float32: of the weights of each output, where they have 8 bits
 };
 
 // f(x W^T + b) of weights in float32 or bfloat16.

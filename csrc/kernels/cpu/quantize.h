@@ -1,6 +1,7 @@
 // Rows as integers of 8 bits for a product, and what becomes of the product: scale, bias, activation.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "kernels/approx.h"
@@ -9,26 +10,46 @@
 namespace consistentee::CONSISTENTEE_SIMD {
 namespace {
 
-// Below it a row is zeros: `levels` divided by a smaller number might not be finite.
-constexpr float kLeastOfARow = 1e-30f;
+// The least and the largest number of a row; `odd` is NaN where a number is not finite, else 0.
+struct Range {
+  float low, high, odd;
+};
 
-// The bits of magnitudes rise with them; those of infinity and NaN are above all numbers'.
-inline uint32_t magnitude(float x) { return float_to_bits(x) & 0x7fffffffu; }
-
-// x [size], whose largest magnitude is given, as integers; returns their scale.
 template <typename scalar_t>
-float quantize_row(
-    const scalar_t* x, int64_t size, uint32_t largest, int64_t levels, uint8_t* out) {
-  const float most = bits_to_float(largest), range = static_cast<float>(levels);
-  const bool finite = largest < 0x7f800000u, zeros = most < kLeastOfARow;
-  const float inverse = finite && !zeros ? range / most : 0.0f;
-  const int32_t zero_point = static_cast<int32_t>(levels) + 1;
+Range range_of(const scalar_t* x, int64_t size) {
+  float low = INFINITY, high = -INFINITY, odd = 0.0f;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : odd)
+  for (int64_t i = 0; i < size; ++i) {
+    const float value = to_float(x[i]);
+    low = value < low ? value : low;
+    high = value > high ? value : high;
+    odd += value * 0.0f;
+  }
+  return {low, high, odd};
+}
+
+// x [size] as integers.
+template <typename scalar_t>
+TokenScale quantize_row(
+    const scalar_t* x, int64_t size, Range range, int64_t levels, uint8_t* out) {
+  constexpr float kLeast = 1e-30f;  // by less than it the numbers are not divided
+  const float width = range.high - range.low, steps = static_cast<float>(2 * levels + 1);
+  const float scale = width / steps, low = range.low;
+  if (!(range.odd == 0.0f && width <= 3e38f)) {
+    std::fill_n(out, size, uint8_t{0});
+    return {NAN, NAN};
+  }
+  if (width < kLeast) {
+    std::fill_n(out, size, uint8_t{0});
+    return {0.0f, low};
+  }
+  const float inverse = steps / width;
 #pragma omp simd
   for (int64_t i = 0; i < size; ++i) {
-    const float nearest = __builtin_rintf(to_float(x[i]) * inverse);
-    out[i] = static_cast<uint8_t>(static_cast<int32_t>(nearest) + zero_point);
+    const float nearest = __builtin_rintf((to_float(x[i]) - low) * inverse);
+    out[i] = static_cast<uint8_t>(static_cast<int32_t>(nearest));
   }
-  return !finite ? NAN : zeros ? 0.0f : most / range;
+  return {scale, low + scale * static_cast<float>(levels + 1)};
 }
 
 template <typename scalar_t>
@@ -37,18 +58,12 @@ void quantize_tokens(
     int64_t size,
     int64_t levels,
     uint8_t* out,
-    float* scales,
+    TokenScale* scales,
     int64_t begin,
     int64_t end) {
   for (int64_t token = begin; token < end; ++token) {
-    const scalar_t* source = x + token * size;
-    uint32_t largest = 0;
-#pragma omp simd reduction(max : largest)
-    for (int64_t i = 0; i < size; ++i) {
-      const uint32_t bits = magnitude(to_float(source[i]));
-      largest = bits > largest ? bits : largest;
-    }
-    scales[token] = quantize_row(source, size, largest, levels, out + token * size);
+    const scalar_t* row = x + token * size;
+    scales[token] = quantize_row(row, size, range_of(row, size), levels, out + token * size);
   }
 }
 
@@ -69,55 +84,69 @@ void with_activation(Activation activation, const F& f) {
   }
 }
 
-// out = f(scale x + bias), [size], which may be x; returns the largest magnitude.
+// out = f(scale x + centre sums + bias), [size]; out may be x. Returns the range of out.
 template <typename scalar_t, typename out_t, typename F>
-uint32_t finish_row(
-    const scalar_t* x, float scale, const float* bias, int64_t size, const F& f, out_t* out) {
-  uint32_t largest = 0;
-#pragma omp simd reduction(max : largest)
+Range finish_row(
+    const scalar_t* x,
+    TokenScale token,
+    const OutputScale& output,
+    int64_t size,
+    const F& f,
+    out_t* out) {
+  const float scale = token.scale, centre = token.centre;
+  const float* sums = output.sums;
+  const float* bias = output.bias;
+  float low = INFINITY, high = -INFINITY, odd = 0.0f;
+#pragma omp simd reduction(min : low) reduction(max : high) reduction(+ : odd)
   for (int64_t i = 0; i < size; ++i) {
-    const float y = f(scale * to_float(x[i]) + bias[i]);
-    const uint32_t bits = magnitude(y);
-    largest = bits > largest ? bits : largest;
+    const float y = f(scale * to_float(x[i]) + (centre * sums[i] + bias[i]));
+    low = y < low ? y : low;
+    high = y > high ? y : high;
+    odd += y * 0.0f;
     store(out + i, y);
   }
-  return largest;
+  return {low, high, odd};
 }
 
 template <typename scalar_t>
 void finish_tokens(
     scalar_t* x,
-    const float* scales,
-    const float* bias,
-    Activation activation,
+    const TokenScale* scales,
+    const OutputScale& output,
     int64_t size,
     int64_t begin,
     int64_t end) {
-  with_activation(activation, [&](const auto& f) {
+  with_activation(output.activation, [&](const auto& f) {
     for (int64_t token = begin; token < end; ++token) {
       scalar_t* row = x + token * size;
-      finish_row(row, scales[token], bias, size, f, row);
+      finish_row(row, scales[token], output, size, f, row);
     }
   });
 }
 
 template <typename scalar_t>
+void prefetch_row(const scalar_t* x, int64_t size) {
+  constexpr int64_t kLine = 64 / sizeof(scalar_t);
+  for (int64_t i = 0; i < size; i += kLine) __builtin_prefetch(x + i, 0, 2);
+}
+
+template <typename scalar_t>
 void requantize_tokens(
     const scalar_t* x,
-    const float* scales,
-    const float* bias,
-    Activation activation,
+    const TokenScale* scales,
+    const OutputScale& output,
     int64_t size,
     int64_t levels,
     uint8_t* out,
-    float* out_scales,
+    TokenScale* out_scales,
     int64_t begin,
     int64_t end,
     float* scratch) {
-  with_activation(activation, [&](const auto& f) {
+  with_activation(output.activation, [&](const auto& f) {
     for (int64_t token = begin; token < end; ++token) {
-      const uint32_t largest = finish_row(x + token * size, scales[token], bias, size, f, scratch);
-      out_scales[token] = quantize_row(scratch, size, largest, levels, out + token * size);
+      if (token + 1 < end) prefetch_row(x + (token + 1) * size, size);
+      const Range range = finish_row(x + token * size, scales[token], output, size, f, scratch);
+      out_scales[token] = quantize_row(scratch, size, range, levels, out + token * size);
     }
   });
 }

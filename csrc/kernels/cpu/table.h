@@ -65,6 +65,18 @@ struct Embeddings {
 // Of a product.
 enum class Activation { kNone, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
 
+// A token's numbers are scale * (integer - levels - 1) + centre, with integers from 0 to 2 levels + 1.
+struct TokenScale {
+  float scale, centre;
+};
+
+// What the outputs of a product of integers, each already times the scale of its weights, still lack.
+struct OutputScale {
+  const float* sums;  // of an output's weights
+  const float* bias;
+  Activation activation;
+};
+
 template <typename scalar_t>
 struct Kernels {
   // Decides rows [begin, end) of pooled [B, H]; keep[row] is 1 where the row stays. `scratch` holds
@@ -141,35 +153,34 @@ struct Kernels {
       int64_t begin,
       int64_t end,
       float* scratch);
-  // x [T, size], of tokens [begin, end), as out = round(x / scale) + levels + 1, where scale =
-  // max |x| / levels over a token; NaN where a number of the token is not finite.
+  // x [T, size], of tokens [begin, end), as integers: the token's least number is 0, its largest
+  // 2 levels + 1. The scale is NaN where a number of the token is not finite.
   void (*quantize_tokens)(
       const scalar_t* x,
       int64_t size,
       int64_t levels,
       uint8_t* out,
-      float* scales,
+      TokenScale* scales,
       int64_t begin,
       int64_t end);
-  // x = f(scale x + bias) for tokens [begin, end) of [T, size], each with its scale.
+  // x = f(scale x + centre sums + bias) for tokens [begin, end) of [T, size].
   void (*finish_tokens)(
       scalar_t* x,
-      const float* scales,
-      const float* bias,
-      Activation activation,
+      const TokenScale* scales,
+      const OutputScale& output,
       int64_t size,
       int64_t begin,
       int64_t end);
-  // Both in one: f(scale x + bias) as integers, x stays as it is. `scratch` holds `size` floats.
+  // Both in one: what finish_tokens would make of x, as integers; x stays as it is. `scratch` holds
+  // `size` floats.
   void (*requantize_tokens)(
       const scalar_t* x,
-      const float* scales,
-      const float* bias,
-      Activation activation,
+      const TokenScale* scales,
+      const OutputScale& output,
       int64_t size,
       int64_t levels,
       uint8_t* out,
-      float* out_scales,
+      TokenScale* out_scales,
       int64_t begin,
       int64_t end,
       float* scratch);
