@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from consistentee_ext.ops.flash import flash_arguments
+from consistentee_ext.ops.flash import has_flash
 from consistentee_ext.ops.products import product_report
 
 BACKENDS = ("cuda", "triton", "cpu", "torch")
@@ -63,8 +63,11 @@ def _load_cuda() -> Availability:
         torch.ops.load_library(str(library))
     except OSError as error:
         return Availability(False, f"the CUDA library does not load: {error}")
-    launched = "C++" if flash_arguments() else "Python: no flash attention of the known schema"
-    return Availability(True, f"CUDA ops, 16-bit layers of BERT's kin launched from {launched}")
+    if has_flash():
+        how = "BERT's kin in 16 bits by flash attention and one C++ call, others from Python"
+    else:
+        how = "launched from Python, as this torch has no flash attention of the known schema"
+    return Availability(True, f"CUDA ops; {how}")
 
 
 def _find_triton() -> Availability:

@@ -27,6 +27,11 @@ def flash_arguments(op: str = OP) -> int:
     return len(schema.arguments) if same and optional and len(schema.returns) == RESULTS else 0
 
 
+def has_flash() -> bool:
+    """Whether this torch has the op, and kernels for it."""
+    return torch.backends.cuda.is_flash_attention_available() and flash_arguments() > 0
+
+
 def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> str | None:
     """What is missing to attend by it; None for nothing."""
     if device.type != "cuda":
@@ -37,4 +42,4 @@ def why_no_flash(device: torch.device, dtype: torch.dtype, head_size: int) -> st
         return f"as there is no flash attention for heads of {head_size}"
     if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
         return "as there is no flash attention on a card before compute capability 8.0"
-    return None if flash_arguments() else "as this torch has no flash attention of the known schema"
+    return None if has_flash() else "as this torch has no flash attention of the known schema"

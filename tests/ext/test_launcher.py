@@ -164,6 +164,7 @@ def test_without_flash_attention() -> None:
     card = torch.device("cuda")
     for dtype, size, told in ((torch.float32, 64, "in torch.float32"), (half, 20, "heads of 20")):
         assert told in (flash.why_no_flash(card, dtype, size) or "")
+    assert flash.has_flash() == torch.backends.cuda.is_flash_attention_available()
 
 
 @pytest.mark.parametrize("sync", ["eager", "lagged"])
