@@ -44,7 +44,8 @@ def test_every_engine_runs(pooling: str) -> None:
 
 
 def test_full_depth_gives_hugging_faces_logits() -> None:
-    workload = Workload("tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None, [])
+    batch = random_batch([5, 9, 3], seed=1)
+    workload = Workload("tiny", tiny_model("cls"), [batch], None, None, [])
     with torch.inference_mode():
         expected = workload.model(**workload.batches[0]).logits
         (found,) = ENGINES[FULL](workload)()
@@ -56,7 +57,8 @@ def test_what_the_processor_only_emulates_is_left_out(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engines.is_fast", lambda dtype: dtype == torch.float32)
-    workload = Workload("tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None, [])
+    batch = random_batch([5, 9, 3], seed=1)
+    workload = Workload("tiny", tiny_model("cls"), [batch], None, None, [])
     result = compare(workload, [name], 1, lambda part: None)
     assert result["rows"] == {}
     assert result["absent"] == {name: "this processor only emulates bfloat16 products"}
