@@ -59,10 +59,24 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 class Server:
-    """The command in a process of its own; `at_end` holds each answer until its batch ends."""
+    """The command in a process of its own; `at_end` holds each answer until its batch ends, and
+    the seconds of each step are written to the lines of `steps`.
+    """
 
-    def __init__(self, checkpoint: Path, at_end: bool) -> None:
+    def __init__(self, checkpoint: Path, at_end: bool, steps: Path | None = None) -> None:
         code = "from consistentee.cli import main\n"
+        if steps is not None:
+            code += (
+                "import time\n"
+                "from consistentee_ext.serving.model import EncoderSteps\n"
+                f"step, file = EncoderSteps.step, open({str(steps)!r}, 'w', buffering=1)\n"
+                "def timed(self, whole):\n"
+                "    begun = time.perf_counter()\n"
+                "    left = step(self, whole)\n"
+                "    print(time.perf_counter() - begun, file=file)\n"
+                "    return left\n"
+                "EncoderSteps.step = timed\n"
+            )
         if at_end:
             code += (
                 "from consistentee_ext.serving.model import EncoderSteps\n"

@@ -79,7 +79,10 @@ def _run(
 ) -> None:
     config = uvicorn.Config(
         load_app(checkpoint, limits, level),
-        log_level="warning",
+        # Not what else is installed: on uvloop a reply to a client that has gone is a traceback.
+        loop="asyncio",
+        http="h11",
+        log_level="error",  # a warning for each request that is none would fill the log
         access_log=False,
         lifespan="on",
         ws="none",

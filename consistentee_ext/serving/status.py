@@ -16,7 +16,7 @@ PAGE = """<!doctype html>
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto;
-       padding: 0 1rem }}
+  padding: 0 1rem }}
 h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
 h2 {{ font-size: 1.2rem }}
 table {{ border-collapse: collapse; width: 100% }}

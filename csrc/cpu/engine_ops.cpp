@@ -1,47 +1,12 @@
-// The ops that build an engine, run it and free it. Engines are known by numbers: the stable ABI of
-// torch 2.10 has no tensor with a deleter, in which a pointer could travel.
+// The ops that build an engine, run it and free it.
 
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "cpu/engine.h"
+#include "registry.h"
 
 namespace consistentee {
 namespace {
-
-class Registry {
- public:
-  int64_t add(std::shared_ptr<Engine> engine) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    engines_[++last_] = std::move(engine);
-    return last_;
-  }
-
-  // A pass under way keeps its engine alive.
-  std::shared_ptr<Engine> find(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = engines_.find(number);
-    if (found == engines_.end()) fail("engine: expected a number that engine_create gave");
-    return found->second;
-  }
-
-  void remove(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    engines_.erase(number);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int64_t, std::shared_ptr<Engine>> engines_;
-  int64_t last_ = 0;
-};
-
-Registry& registry() {
-  // Never destroyed: at the end of the process torch may be gone before its tensors are.
-  static Registry* const instance = new Registry;
-  return *instance;
-}
 
 using OptionalTensor = std::optional<Tensor>;
 
@@ -75,7 +40,8 @@ int64_t engine_create(
       optional_norm(norm_weight, norm_bias, norm_eps),
       optional_linear(product, product_bias),
       product_first};
-  return registry().add(std::make_shared<Engine>(std::move(embedding), hidden_size));
+  return Registry<Engine>::instance().add(
+      std::make_shared<Engine>(std::move(embedding), hidden_size));
 }
 
 void engine_add_block(
@@ -289,11 +255,13 @@ PackedRows engine_advance(
   return batch;
 }
 
-void engine_free(int64_t engine) { registry().remove(engine); }
+void engine_free(int64_t engine) { Registry<Engine>::instance().remove(engine); }
 
 }  // namespace
 
-std::shared_ptr<Engine> find_engine(int64_t number) { return registry().find(number); }
+std::shared_ptr<Engine> find_engine(int64_t number) {
+  return Registry<Engine>::instance().find(number, "engine_create");
+}
 
 }  // namespace consistentee
 

@@ -43,9 +43,13 @@ def test_every_engine_runs(pooling: str) -> None:
     assert ours["over_limit"] == ours["median"] / result["rows"][LIMIT]["median"]
 
 
+def tiny_workload() -> Workload:
+    batches = [random_batch([5, 9, 3], seed=1)]
+    return Workload("tiny", tiny_model("cls"), batches, None, None, [])
+
+
 def test_full_depth_gives_hugging_faces_logits() -> None:
-    batch = random_batch([5, 9, 3], seed=1)
-    workload = Workload("tiny", tiny_model("cls"), [batch], None, None, [])
+    workload = tiny_workload()
     with torch.inference_mode():
         expected = workload.model(**workload.batches[0]).logits
         (found,) = ENGINES[FULL](workload)()
@@ -57,8 +61,7 @@ def test_what_the_processor_only_emulates_is_left_out(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engines.is_fast", lambda dtype: dtype == torch.float32)
-    batch = random_batch([5, 9, 3], seed=1)
-    workload = Workload("tiny", tiny_model("cls"), [batch], None, None, [])
+    workload = tiny_workload()
     result = compare(workload, [name], 1, lambda part: None)
     assert result["rows"] == {}
     assert result["absent"] == {name: "this processor only emulates bfloat16 products"}

@@ -24,11 +24,12 @@ Tensor with_more_rows(const Tensor& x) {
   if (rows == tokens || !x.is_contiguous()) return x;
   int64_t bytes = 0;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(x.get(), &bytes));
-  const int64_t offset = x.storage_offset();
-  if ((offset + rows * size) * static_cast<int64_t>(x.element_size()) > bytes) return x;
+  const int64_t end = x.storage_offset() + rows * size;
+  if (end * static_cast<int64_t>(x.element_size()) > bytes) return x;
   const int64_t sizes[] = {rows, size}, strides[] = {size, 1};
   AtenTensorHandle more = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, offset, &more));
+  // It takes the offset from that of x.
+  TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(x.get(), 2, sizes, strides, 0, &more));
   return Tensor(more);
 }
 

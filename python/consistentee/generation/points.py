@@ -77,9 +77,6 @@ class SeedPoints:
             ValueError: a file is of other rows or settings, or a ratio is out of reach.
         """
         points = {FULL: self._point(FULL, FULL, FULL_DEPTH)}
-        for layer, rule in truncations(self.model).items():
-            name = f"{TRUNCATION} at layer {layer}"
-            points[name] = self._point(name, TRUNCATION, rule)
         for ratio in ratios:
             names = {f"{method} at {ratio}": method for method in SET_METHODS}
             rules: dict[str, ExitRule] = {}
@@ -87,6 +84,9 @@ class SeedPoints:
                 rules = rules_at(self.model, self._dev_answers, ratio)
             for name, method in names.items():
                 points[name] = self._point(name, method, rules.get(method))
+        for layer, rule in truncations(self.model).items():
+            name = f"{TRUNCATION} at layer {layer}"
+            points[name] = self._point(name, TRUNCATION, rule)
         return points
 
     def _encode(self, name: str, rows: Dataset) -> list[list[int]]:

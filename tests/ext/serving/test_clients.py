@@ -1,8 +1,9 @@
-"""Requests as other projects' clients sent them, byte for byte but for host and model.
+"""Requests of other projects' clients.
 
-Recorded with llama-index-postprocessor-tei-rerank 0.6.0 (`TextEmbeddingInference`),
-huggingface-api-haystack 3.1.0 (`HuggingFaceTEIRanker`) and requests 2.34.2, as in vLLM's
-classification example.
+Those to `/rerank` were recorded, byte for byte but for host and model, with
+llama-index-postprocessor-tei-rerank 0.6.0 (`TextEmbeddingInference`) and huggingface-api-haystack
+3.1.0 (`HuggingFaceTEIRanker`). The two others are written after vLLM's classification example, with
+the headers of requests 2.34.2.
 """
 
 from __future__ import annotations
