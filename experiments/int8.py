@@ -15,10 +15,10 @@ import torch
 from transformers import AutoTokenizer
 
 from consistentee.data.encode import encode
-from consistentee.data.labels import class_names
 from consistentee.data.tables import load_table
 from consistentee.evaluation.evaluate import load_model, padded_batches
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
+from consistentee_ext.configuration import class_names
 from consistentee_ext.ops import onednn_int8
 
 

@@ -44,8 +44,8 @@ def test_every_engine_runs(pooling: str) -> None:
 
 
 def tiny_workload() -> Workload:
-    batches = [random_batch([5, 9, 3], seed=1)]
-    return Workload("tiny", tiny_model("cls"), batches, None, None, [])
+    model, batch = tiny_model("cls"), random_batch([5, 9, 3], seed=1)
+    return Workload("tiny", model, [batch], None, None, [])
 
 
 def test_full_depth_gives_hugging_faces_logits() -> None:

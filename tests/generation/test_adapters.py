@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_a_checkpoint_of_adapters_is_a_plain_one(backbone: Path, tmp_path: Path)
     log = train(backbone, *tables(), tmp_path / "lora", LORA, readout="trunk")
     losses = log["phases"]["readouts"]["losses"]
     assert losses[-1] < 0.7 * 2 * torch.tensor(20.0).log().item()  # two exits' chance and the last
-    model = AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
-    decoder = AutoModelForCausalLM.from_pretrained(backbone)
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "lora")
+    decoder: Any = AutoModelForCausalLM.from_pretrained(backbone)
     assert list(model.backbone.state_dict()) == list(decoder.state_dict())
     for name, weight in decoder.state_dict().items():
         change = (model.backbone.state_dict()[name] - weight).double()
