@@ -30,6 +30,8 @@ def place(part: Part, device: torch.device) -> Part:
 
     def move(value: object) -> object:
         if isinstance(value, LinearWeights):
+            if value.few_rows:
+                return value._replace(weight=inner(value.weight), bias=inner(value.bias))
             bias = None if value.bias is None else value.bias.to(device)
             return prepack(dense(value).to(device), bias, value.activation)
         if isinstance(value, (Tensor, nn.Module)):

@@ -22,12 +22,15 @@ class LinearWeights(NamedTuple):
         bias: b, ``[O]``; None is zero.
         activation: f by its name in transformers' configurations; None is the identity.
         prepacked: whether `weight` is laid out for oneDNN, see `consistentee_ext.ops.onednn`.
+        few_rows: whether T is small, as in decoding: `weight` then stays as it is, and a product
+            takes the time of reading it.
     """
 
     weight: Tensor
     bias: Tensor | None
     activation: str | None = None
     prepacked: bool = False
+    few_rows: bool = False
 
 
 class NormWeights(NamedTuple):

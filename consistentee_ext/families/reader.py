@@ -85,6 +85,8 @@ class Reader:
         consume: take each layer out of the model once it is read, so that no more than one layer
             is in memory twice.
         is_last: whether it is the last block that is being read.
+        few_rows: whether products are of few rows: their weights are then not laid out anew, and
+            with `consume` they are the model's own.
     """
 
     config: Any
@@ -94,10 +96,12 @@ class Reader:
     is_classifier: bool = False
     consume: bool = False
     is_last: bool = False
+    few_rows: bool = False
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """A weight in the dtype and on the device of the engine."""
-        return tensor.detach().to(self.device, self.dtype)
+        own = self.few_rows and not self.consume  # a change of the model's must not reach it
+        return tensor.detach().to(self.device, self.dtype, copy=own)
 
     def exact(self, tensor: Tensor) -> Tensor:
         """A table in float32 on the device of the engine."""
@@ -115,12 +119,16 @@ class Reader:
         self, *parts: tuple[Tensor, Tensor | None], activation: str | None = None
     ) -> LinearWeights:
         """Weights ``[O, I]`` and biases ``[O]`` of products of one input side by side, as one."""
-        weight = torch.cat([self.tensor(weight) for weight, _ in parts])
+        weights = [self.tensor(weight) for weight, _ in parts]
+        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
         bias = None
         if any(offset is not None for _, offset in parts):
             offsets = [w.new_zeros(len(w)) if offset is None else offset for w, offset in parts]
             bias = torch.cat([self.tensor(offset) for offset in offsets])
-        return prepack(weight, bias, _SAME_FUNCTION.get(activation or "", activation))
+        activation = _SAME_FUNCTION.get(activation or "", activation)
+        if self.few_rows:
+            return LinearWeights(weight.contiguous(), bias, activation, few_rows=True)
+        return prepack(weight, bias, activation)
 
     def norm(self, module: Any) -> NormWeights:
         """A norm with its eps: a layer norm, whose bias may be absent, or a root-mean-square norm

@@ -1,4 +1,4 @@
-// exp and tanh without branches or calls: loops over them vectorise.
+// exp, tanh and gelu without branches or calls: loops over them vectorise.
 #pragma once
 
 #include "kernels/scalar.h"
@@ -37,6 +37,28 @@ CONSISTENTEE_INLINE float tanh_approx(float x) {
   const float large = 1.0f - 2.0f / (exp_approx(2.0f * magnitude) + 1.0f);
   const float sign = bits_to_float((float_to_bits(x) & 0x80000000u) | float_to_bits(1.0f));
   return magnitude < 0.625f ? small : large * sign;
+}
+
+// gelu(x) = x (1/2 + erf(x / sqrt(2)) / 2) to 2e-6: within +-5 the half of erf is x times a minimax
+// polynomial of t = 2 (x / 5)^2 - 1, beyond it is that of +-5.
+CONSISTENTEE_INLINE float gelu_approx(float x) {
+  float inner = x > 5.0f ? 5.0f : x;
+  inner = inner < -5.0f ? -5.0f : inner;
+  const float t = inner * inner * 0.08f - 1.0f;
+  float p = 4.929700334e-04f;
+  p = p * t - 1.514155067e-03f;
+  p = p * t + 2.001859478e-03f;
+  p = p * t - 2.915670273e-03f;
+  p = p * t + 6.165430691e-03f;
+  p = p * t - 1.097323401e-02f;
+  p = p * t + 1.649765647e-02f;
+  p = p * t - 2.333673019e-02f;
+  p = p * t + 3.142622946e-02f;
+  p = p * t - 4.043294960e-02f;
+  p = p * t + 5.152142088e-02f;
+  p = p * t - 7.029665238e-02f;
+  p = p * t + 1.413637805e-01f;
+  return x * (inner * p + 0.5f);
 }
 
 }  // namespace consistentee

@@ -1,4 +1,4 @@
-// linear: a matrix product by oneDNN.
+// linear: a matrix product, by oneDNN but for few rows.
 
 #include "cpu/linear/linear.h"
 
@@ -19,6 +19,24 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise
 
 namespace consistentee {
 namespace {
+
+struct Name {
+  const char* function;
+  const char* variant;
+};
+
+// oneDNN's names of the activations, in their order.
+constexpr Name kNames[] = {
+    {"none", ""}, {"gelu", "none"}, {"gelu", "tanh"}, {"relu", ""}, {"swish", ""}, {"tanh", ""}};
+
+Activation activation_of(const std::string& name) {
+  constexpr const char* kActivations[] = {
+      "none", "gelu", "gelu_pytorch_tanh", "relu", "silu", "tanh"};
+  for (int i = 0; i < 6; ++i) {
+    if (name == kActivations[i]) return static_cast<Activation>(i);
+  }
+  fail("activation: expected none, gelu, gelu_pytorch_tanh, relu, silu or tanh, got " + name);
+}
 
 // `rows` rounded up, from 128 rows on by at most 6% and seldom by more than 2%.
 //
@@ -48,37 +66,25 @@ Tensor with_more_rows(const Tensor& x) {
 
 PrepackedLinear::PrepackedLinear(
     Tensor weight, std::optional<Tensor> bias, const std::string& activation)
-    : weight_(std::move(weight)), bias_(std::move(bias)), algorithm_("") {
-  if (activation == "none") {
-    function_ = "none";
-  } else if (activation == "relu") {
-    function_ = "relu";
-  } else if (activation == "silu") {
-    function_ = "swish";
-  } else if (activation == "tanh") {
-    function_ = "tanh";
-  } else if (activation == "gelu") {
-    function_ = "gelu";
-    algorithm_ = "none";  // exact
-  } else if (activation == "gelu_pytorch_tanh") {
-    function_ = "gelu";
-    algorithm_ = "tanh";
-  } else {
-    fail(
-        "activation: expected none, gelu, gelu_pytorch_tanh, relu, silu or tanh, got " +
-        activation);
-  }
+    : weight_(std::move(weight)), bias_(std::move(bias)), activation_(activation_of(activation)) {
+  int32_t layout = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(weight_.get(), &layout));
+  prepacked_ = layout == aoti_torch_layout__mkldnn();
 }
 
 Tensor PrepackedLinear::operator()(const Tensor& x) const {
+  if (!prepacked_ && x.size(0) <= kFewRows) {
+    return few_rows_product(x, weight_, bias_, activation_);
+  }
   if (!aoti_torch_cpu__linear_pointwise) fail("linear: expected a torch with oneDNN");
+  const auto& [function, variant] = kNames[static_cast<int>(activation_)];
   AtenTensorHandle bias_handle = bias_ ? bias_->get() : nullptr, result = nullptr;
-  const char* algorithm = algorithm_;
+  const char* algorithm = variant;
   TORCH_ERROR_CODE_CHECK(aoti_torch_cpu__linear_pointwise(
       with_more_rows(x).get(),
       weight_.get(),
       bias_ ? &bias_handle : nullptr,
-      function_,
+      function,
       nullptr,
       0,
       &algorithm,
@@ -113,6 +119,10 @@ Tensor linear(
 
 }  // namespace
 }  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("linear", TORCH_BOX(&consistentee::linear));
+}
 
 // Prepacked weights are of torch's MKLDNN layout: a call that has one is dispatched by that key.
 STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {

@@ -4,6 +4,7 @@
 #include "kernels/cpu/table.h"
 #include "kernels/cpu/attend_head.h"
 #include "kernels/cpu/exit_rows.h"
+#include "kernels/cpu/few_rows_tiles.h"
 #include "kernels/cpu/mean_rows.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/place.h"
@@ -26,6 +27,7 @@ constexpr Kernels<scalar_t> kKernels{
     add_elements<scalar_t>,
     multiply_elements<scalar_t>,
     embed_tokens<scalar_t>,
+    multiply_few_rows<scalar_t>,
 };
 
 }  // namespace
@@ -37,6 +39,7 @@ const CpuKernels kernels{
     kKernels<float>,
     kKernels<BFloat16>,
     kKernels<Half>,
+    kTileKernels,
 };
 
 }  // namespace consistentee::CONSISTENTEE_SIMD
