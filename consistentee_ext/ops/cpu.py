@@ -44,7 +44,7 @@ def embed(
 
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
-    """``f(x W^T + b)``; rows are rounded up where oneDNN multiplies, so that few numbers need code."""
+    """``f(x W^T + b)``; for oneDNN, rows are rounded up, so that few numbers need code."""
     if not has_native_product(weights):
         return reference.linear(x, weights)
     activation = weights.activation or "none"
