@@ -5,8 +5,9 @@ beside Hugging Face, OpenVINO GenAI and llama.cpp. Each in a process of its own,
         [--openvino PYTHON IR] [--llama BATCHED_BENCH GGUF]
 
 Prints prefill and decoding apart, tokens a second and peak memory; each figure is saved as soon as
-it is there, and the same command goes on where it was stopped. docs/decoding.md says what the rows
-are, and how rivals are installed.
+it is there, and the same command goes on where it was stopped. With --threads 1 seconds are the
+processor's, which others on the machine disturb less (llama.cpp's stay the clock's).
+docs/decoding.md says what the rows are, and how rivals are installed.
 """
 
 from __future__ import annotations
@@ -80,9 +81,9 @@ def measure(engine: str, batch: int, options: argparse.Namespace) -> Json:
 def report(options: argparse.Namespace, engines: list[str]) -> None:
     known = machine(options.dtype, options.threads)
     print(
-        f"{options.dtype}, {options.threads} threads, prompts of {PROMPT}, {options.new} new"
-        f" tokens; reads {known.bandwidth / 1e9:.1f} GB/s, multiplies {known.rate / 1e9:.0f} GFLOP/s"
+        f"{options.dtype}, {options.threads} threads, prompts of {PROMPT}, {options.new} new tokens"
     )
+    print(f"reads {known.bandwidth / 1e9:.1f} GB/s, multiplies {known.rate / 1e9:.0f} GFLOP/s")
     print(f"{'B':>4} {'engine':13} {'prefill s':>9} {'ms a step':>9} {'tokens/s':>8} {'MiB':>6}")
     for batch in options.batches:
         steps: dict[str, float] = {}
