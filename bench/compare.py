@@ -15,14 +15,29 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from engines import ENGINES, FULL, FULL_BF16, LIMIT, LIMIT_BF16, OURS, OURS_BF16
+from engines import (
+    ENGINES,
+    FULL,
+    FULL_BF16,
+    FULL_INT8,
+    LIMIT,
+    LIMIT_BF16,
+    LIMIT_INT8,
+    OURS,
+    OURS_BF16,
+    OURS_INT8,
+)
 from report import environment, print_table, save_plot
 from workloads import MODELS, RUNS, TEXTS, Pass, Workload, load_workload
 
 from consistentee.atomic_files import Json, check_writable, write_json
 
 # What a row with exits is measured against: the same engine at full depth, and its products alone.
-PARTNERS = {OURS: (FULL, LIMIT), OURS_BF16: (FULL_BF16, LIMIT_BF16)}
+PARTNERS = {
+    OURS: (FULL, LIMIT),
+    OURS_BF16: (FULL_BF16, LIMIT_BF16),
+    OURS_INT8: (FULL_INT8, LIMIT_INT8),
+}
 
 
 def main() -> None:

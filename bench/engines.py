@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from workloads import Pass, Workload
 
 from consistentee import ConsistentEEForSequenceClassification
-from consistentee.evaluation.evaluate import full_depth_logits
+from consistentee.evaluation.evaluate import Batch, full_depth_logits
 from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.layers import Block, GenericStack
-from consistentee_ext.ops import load_ops
+from consistentee_ext.ops import load_ops, onednn_int8
 from consistentee_ext.ops.onednn import is_fast
+from consistentee_ext.weights import LinearWeights
 
 
 class FullDepth(nn.Module):
@@ -66,8 +67,15 @@ def compiled(workload: Workload) -> Pass:
     return all_batches
 
 
+def has_vnni() -> bool:
+    """Whether integers of 8 bits are added in 32 bits: without, sums of two products saturate."""
+    return onednn_int8.activation_levels()[0] == onednn_int8.LEVELS[0]
+
+
 def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
-    """ONNX Runtime, graph fused by its transformer optimiser; int8: dynamic quantisation."""
+    """ONNX Runtime, graph fused by its transformer optimiser; int8: dynamic quantisation, weights
+    by channel, of 7 bits where there is no VNNI, which ONNX Runtime leaves to the caller.
+    """
     import onnx
     import onnxruntime
     from onnxruntime.quantization import quantize_dynamic
@@ -94,25 +102,35 @@ def onnx_runtime(workload: Workload, int8: bool = False) -> Pass:
         if int8:
             # The optimiser's fused nodes are of another domain: their types are not inferred.
             unknown = {"DefaultTensorType": onnx.TensorProto.FLOAT}
-            quantize_dynamic(path, path, extra_options=unknown)
+            quantize_dynamic(
+                path, path, per_channel=True, reduce_range=not has_vnni(), extra_options=unknown
+            )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
-    inputs = _arrays(workload)
+    inputs = _arrays(workload.batches)
     return lambda: [session.run(None, batch)[0] for batch in inputs]
 
 
 def openvino(workload: Workload, precision: str = "f32", int8: bool = False) -> Pass:
-    """OpenVINO, latency hint; int8: weights and activations by NNCF, calibrated on these rows."""
+    """OpenVINO, latency hint; int8: weights and activations by NNCF, calibrated on training rows,
+    with half the range where there is no VNNI.
+    """
     import openvino
 
     module = FullDepth(_copy(workload.model, torch.float32, "sdpa")).eval()
     model = openvino.convert_model(module, example_input=workload.batches[0])
-    inputs = _arrays(workload)
+    inputs = _arrays(workload.batches)
     if int8:
         import nncf
 
-        model = nncf.quantize(model, nncf.Dataset(inputs), model_type=nncf.ModelType.TRANSFORMER)
+        fix = nncf.OverflowFix.DISABLE if has_vnni() else nncf.OverflowFix.ENABLE
+        model = nncf.quantize(
+            model,
+            nncf.Dataset(_arrays(workload.calibration)),
+            model_type=nncf.ModelType.TRANSFORMER,
+            advanced_parameters=nncf.AdvancedQuantizationParameters(overflow_fix=fix),
+        )
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
@@ -131,8 +149,10 @@ def published(workload: Workload) -> Pass:
     return lambda: [published_early_exit(model, row, layer) for row, layer in rows]
 
 
-def ours(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    encoder = workload.encoder(dtype)
+def ours(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
+    encoder = workload.encoder(dtype, weights)
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
@@ -141,8 +161,10 @@ def ours_one_by_one(workload: Workload) -> Pass:
     return lambda: [encoder(**row).logits for row in rows]
 
 
-def ours_full_depth(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
-    encoder = FastEarlyExitEncoder(workload.model, dtype=dtype, exit_layers=[])
+def ours_full_depth(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
+    encoder = FastEarlyExitEncoder(workload.model, dtype=dtype, weights=weights, exit_layers=[])
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
@@ -159,12 +181,13 @@ def truncated(workload: Workload) -> Pass:
     return lambda: [encoder(**batch).logits for batch in workload.batches]
 
 
-def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
+def gemm_limit(
+    workload: Workload, dtype: torch.dtype = torch.float32, weights: str | None = None
+) -> Pass:
     """The layers' matrix products alone, our kernels, on the tokens that reach each layer."""
-    encoder = workload.encoder(dtype)
+    encoder = workload.encoder(dtype, weights)
     if isinstance(encoder._engine.stack, GenericStack):
         raise AbsentError("the products are not ours")
-    ops = load_ops(encoder.backend)
     steps: list[tuple[Block, int]] = []
     for batch in workload.batches:
         lengths, exit_layers = batch["attention_mask"].sum(dim=1), encoder(**batch).exit_layers
@@ -173,16 +196,26 @@ def gemm_limit(workload: Workload, dtype: torch.dtype = torch.float32) -> Pass:
     steps = [(block, tokens) for block, tokens in steps if tokens]
     # Room behind the tokens, as the encoder's own have it: the number of rows is rounded up alike.
     most = max(tokens for _, tokens in steps) + 32
-    widths = {linear.weight.shape[1] for block, _ in steps for linear in block.linears}
+    widths = {linear.shape[1] for block, _ in steps for linear in block.linears}
     inputs = {width: torch.randn(most, width).to(dtype) for width in widths}
+    product = load_ops(encoder.backend).linear
+    if weights == "int8":
+        inputs = {width: torch.randint(0, 256, x.shape).byte() for width, x in inputs.items()}
+        product = partial(int8_product, dtype=dtype)
 
     def run() -> list[Tensor]:
         for block, tokens in steps:
             for linear in block.linears:
-                ops.linear(inputs[linear.weight.shape[1]][:tokens], linear)
+                product(inputs[linear.shape[1]][:tokens], linear)
         return []
 
     return run
+
+
+def int8_product(integers: Tensor, linear: LinearWeights, dtype: torch.dtype) -> Tensor:
+    """Sums of integers alone: no activation is rounded, no bias added."""
+    assert linear.scale is not None
+    return onednn_int8.product(integers, linear.levels, linear.weight, linear.scale, dtype)
 
 
 class AbsentError(ImportError):
@@ -198,10 +231,22 @@ def in_bf16(engine: Callable[..., Pass], **options: Any) -> Callable[[Workload],
     return make
 
 
+def in_int8(engine: Callable[..., Pass]) -> Callable[[Workload], Pass]:
+    """Weights and activations of the products of 8 bits, the rest in the faster dtype."""
+
+    def make(workload: Workload) -> Pass:
+        dtype = torch.bfloat16 if is_fast(torch.bfloat16) else torch.float32
+        return engine(workload, dtype=dtype, weights="int8")
+
+    return make
+
+
 BF16 = torch.bfloat16
 OURS, OURS_BF16 = "ours, exits", "ours, exits, bf16"
 FULL, FULL_BF16 = "ours, full depth", "ours, full depth, bf16"
 LIMIT, LIMIT_BF16 = "GEMM limit", "GEMM limit, bf16"
+OURS_INT8, FULL_INT8 = "ours, exits, int8", "ours, full depth, int8"
+LIMIT_INT8 = "GEMM limit, int8"
 
 ENGINES: dict[str, Callable[[Workload], Pass]] = {
     "Hugging Face, eager attention": partial(hugging_face, attention="eager"),
@@ -222,6 +267,9 @@ ENGINES: dict[str, Callable[[Workload], Pass]] = {
     OURS_BF16: in_bf16(ours, dtype=BF16),
     LIMIT: gemm_limit,
     LIMIT_BF16: in_bf16(gemm_limit, dtype=BF16),
+    FULL_INT8: in_int8(ours_full_depth),
+    OURS_INT8: in_int8(ours),
+    LIMIT_INT8: in_int8(gemm_limit),
 }
 
 
@@ -237,6 +285,6 @@ def _copy(
     return twin
 
 
-def _arrays(workload: Workload) -> list[dict[str, Any]]:
+def _arrays(batches: list[Batch]) -> list[dict[str, Any]]:
     """The batches as NumPy arrays."""
-    return [{name: values.numpy() for name, values in b.items()} for b in workload.batches]
+    return [{name: values.numpy() for name, values in b.items()} for b in batches]

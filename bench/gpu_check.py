@@ -28,8 +28,9 @@ from typing import Any
 
 import torch
 import transformers
+from gpu_figures import Figure, Measure, Row
 from gpu_models import BERT_BASE, REHEARSAL, Bench
-from gpu_rows import ROWS, Figure, Measure, Row
+from gpu_rows import ROWS
 from gpu_timing import Clock
 
 from consistentee_ext import backend_report

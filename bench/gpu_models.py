@@ -16,6 +16,8 @@ from consistentee_ext.backend import DEVICE_BACKENDS, availability
 from consistentee_ext.checkpoint import EarlyExitModel
 from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.engines.device import DeviceEngine
+from consistentee_ext.engines.launcher import Launcher
+from consistentee_ext.engines.removal_costs import RemovalCosts
 from consistentee_ext.exits.exit import Exit
 from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.ops import load_device_ops
@@ -37,6 +39,7 @@ class Scale:
         repeats: timed calls of a median.
         headline: rows and tokens a row of the engines' comparison.
         shapes: the same, of all that are swept.
+        launched: the same, of those launched without graphs.
         tokens: T of the layer's time.
         product_tokens: T of the matrix products.
         exit_rows: B of the exit step.
@@ -49,6 +52,7 @@ class Scale:
     repeats: int
     headline: tuple[int, int]
     shapes: tuple[tuple[int, int], ...]
+    launched: tuple[tuple[int, int], ...]
     tokens: tuple[int, ...]
     product_tokens: tuple[int, ...]
     exit_rows: tuple[int, ...]
@@ -62,6 +66,7 @@ BERT_BASE = Scale(
     repeats=30,
     headline=(32, 128),
     shapes=tuple((rows, length) for rows in (1, 8, 32, 128, 512) for length in (32, 128, 512)),
+    launched=((1, 128), (8, 128), (32, 128), (128, 128)),
     tokens=tuple(2**power for power in range(5, 17)),
     product_tokens=(128, 1024, 4096, 16384),
     exit_rows=(1, 8, 32, 128, 1024),
@@ -80,6 +85,7 @@ REHEARSAL = Scale(
     repeats=3,
     headline=(4, 16),
     shapes=((1, 8), (3, 16)),
+    launched=((3, 16),),
     tokens=(8, 16, 32),
     product_tokens=(8, 32),
     exit_rows=(1, 8),
@@ -263,12 +269,34 @@ class ExitStep:
         return int(self._totals[1]) / len(self._batch.hidden)
 
 
-def without_graphs(encoder: FastEarlyExitEncoder) -> FastEarlyExitEncoder:
+def without_graphs(
+    encoder: FastEarlyExitEncoder, costs: RemovalCosts | None = None
+) -> FastEarlyExitEncoder:
+    """The encoder, from now on launched by one C++ call, where it takes the model; with `costs` of
+    its own.
+    """
+    engine = encoder._engine
+    if isinstance(engine, DeviceEngine):
+        launcher = engine._launcher
+        if launcher is not None and costs is not None:
+            launcher = Launcher(engine.stack, engine.exits, costs)
+        _launch_by(encoder, engine, launcher)
+    return encoder
+
+
+def from_python(encoder: FastEarlyExitEncoder) -> FastEarlyExitEncoder:
     """The encoder, from now on launched op by op."""
     engine = encoder._engine
     if isinstance(engine, DeviceEngine):
-        encoder._engine = DeviceEngine(engine.stack, engine.exits, engine._ops, engine._sync)
+        _launch_by(encoder, engine, None)
     return encoder
+
+
+def _launch_by(
+    encoder: FastEarlyExitEncoder, engine: DeviceEngine, launcher: Launcher | None
+) -> None:
+    parts = (engine.stack, engine.exits, engine._ops, engine._sync, None, launcher)
+    encoder._engine = DeviceEngine(*parts, declined="as this bench does")
 
 
 def _exit_model(config: BertConfig) -> Any:

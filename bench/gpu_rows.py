@@ -10,51 +10,36 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle, islice
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
-from gpu_models import DTYPE, INPUT_SETS, Batch, Bench, ExitStep, FullDepth, without_graphs
+from gpu_figures import Figure, Row, each, layer_ratio, over, over_encoder
+from gpu_models import (
+    DTYPE,
+    INPUT_SETS,
+    Bench,
+    ExitStep,
+    FullDepth,
+    from_python,
+    without_graphs,
+)
 from gpu_timing import Clock, Run
 from roofline import LAUNCH, Card, copy_rows, exit_rows, pooler
 from torch.nn import functional as F
 
-from consistentee_ext import FastEarlyExitEncoder
 from consistentee_ext.backend import DEVICE_BACKENDS
+from consistentee_ext.engines.removal_costs import RemovalCosts
 from consistentee_ext.ops import load_device_ops, load_ops
 from consistentee_ext.packed import PackedBatch
 
 LENGTHS = Path(__file__).with_name("lengths.json")
 LENGTH = 128  # tokens of a row, where a row says no other
+# Removing rows pays whatever it saves.
+ALWAYS = RemovalCosts([0.0, 1.0], [0.0, 1.0], [-1.0, -1.0])
 LEAVE = 0.2  # of the rows at the exit step that is timed alone
-
-
-def _each(run: Callable[[], object]) -> Run:
-    """A run that does the same whatever its number."""
-    return lambda _: run()
 
 
 def _then_gelu(run: Run) -> Run:
     return lambda number: F.gelu(run(number))
-
-
-class Figure(NamedTuple):
-    """One measured value; without one, `note` says why there is none."""
-
-    name: str
-    value: float | None
-    unit: str
-    note: str = ""
-
-
-Measure = Callable[[Bench, Clock], Iterator[Figure]]
-
-
-class Row(NamedTuple):
-    """A row of the check: what it measures, the seconds it may take on a card."""
-
-    title: str
-    limit: float
-    measure: Measure
 
 
 def ceilings(bench: Bench, clock: Clock) -> Iterator[Figure]:
@@ -84,22 +69,22 @@ def headline(bench: Bench, clock: Clock) -> Iterator[Figure]:
     """Engines side by side on one shape, then torch.compile, which takes long to begin."""
     batches = [bench.batch(*bench.scale.headline) for _ in range(INPUT_SETS)]
     hugging_face = bench.hugging_face()
-    runs: dict[str, Run] = {"Hugging Face, sdpa": _over(hugging_face, batches)}
+    runs: dict[str, Run] = {"Hugging Face, sdpa": over(hugging_face, batches)}
     full = bench.encoder(exit_layers=[])
-    runs["ours, full depth"] = _over_encoder(full, batches)
+    runs["ours, full depth"] = over_encoder(full, batches)
     exits = bench.exiting(batches)
-    runs["ours, exits"] = _over_encoder(exits, batches)
+    runs["ours, exits"] = over_encoder(exits, batches)
     for backend in bench.backends:
         for sync in ("eager", "lagged"):
             encoder = bench.exiting(batches, backend, sync)
-            runs[f"ours, exits, {backend}, {sync}"] = _over_encoder(encoder, batches)
-    runs["ours, full depth, without graphs"] = _over_encoder(
-        without_graphs(bench.encoder(exit_layers=[])), batches
-    )
+            runs[f"ours, exits, {backend}, {sync}"] = over_encoder(encoder, batches)
+    for name, launched in (("one C++ call", without_graphs), ("Python", from_python)):
+        encoder = launched(bench.encoder(exit_layers=[]))
+        runs[f"ours, full depth, launched by {name}"] = over_encoder(encoder, batches)
     seconds = clock.medians(runs)
     for name, median in seconds.items():
         yield Figure(name, 1e3 * median, "ms")
-    ratio = _layer_ratio(exits, batches)
+    ratio = layer_ratio(exits, batches)
     best = min(s for name, s in seconds.items() if name.startswith("ours, exits"))
     gain = seconds["ours, full depth"] / best
     yield Figure("layer ratio", ratio, "")
@@ -111,7 +96,7 @@ def headline(bench: Bench, clock: Clock) -> Iterator[Figure]:
         compiled = bench.hugging_face(mode)
         compiled(batches[0])
         waited = time.perf_counter() - begin
-        sides = clock.medians({"": _over(compiled, batches), "ours": _over_encoder(exits, batches)})
+        sides = clock.medians({"": over(compiled, batches), "ours": over_encoder(exits, batches)})
         note = f"{waited:.0f} s to compile; {sides[''] / sides['ours']:.2f}x ours, exits"
         yield Figure(f"torch.compile, {mode}", 1e3 * sides[""], "ms", note)
 
@@ -127,22 +112,25 @@ def profile(bench: Bench, clock: Clock) -> Iterator[Figure]:
         encoders = {"full depth": bench.encoder(exit_layers=[]), "exits": bench.exiting(batches)}
         for kind, encoder in encoders.items():
             label = f"B = {count}, {kind}"
-            run = _over_encoder(encoder, batches)
+            run = over_encoder(encoder, batches)
             yield Figure(f"{label}: pass", 1e6 * clock.median(run), "us")
             if kind == "full depth" and bench.backends:
                 whole = FullDepth(bench, batches[0], bench.backends[0])
-                seconds = clock.replayed(_each(whole.run), 1)
+                seconds = clock.replayed(each(whole.run), 1)
                 yield Figure(f"{label}: its launches in a CUDA graph", 1e6 * seconds, "us")
             with torch.profiler.profile(activities=activities) as profiler:
                 for number in range(INPUT_SETS):
                     run(number)
                 clock.synchronize()
             yield from _kernels(label, profiler, INPUT_SETS)
-    graphed = bench.encoder(exit_layers=[])
-    launched = without_graphs(bench.encoder(exit_layers=[]))
+    engines = {
+        "by graphs": bench.encoder(exit_layers=[]),
+        "by one C++ call": without_graphs(bench.encoder(exit_layers=[])),
+        "from Python": from_python(bench.encoder(exit_layers=[])),
+    }
     few = [bench.batch(1, length) for _ in range(INPUT_SETS)]  # so that the host is what takes time
-    for name, encoder in (("by graphs", graphed), ("without graphs", launched)):
-        run = _over_encoder(encoder, few)
+    for name, encoder in engines.items():
+        run = over_encoder(encoder, few)
         clock.median(run)
         clock.synchronize()
         begin = time.perf_counter()
@@ -184,7 +172,7 @@ def exit_steps(bench: Bench, clock: Clock) -> Iterator[Figure]:
     for backend in bench.backends:
         for rows in bench.scale.exit_rows:
             step = ExitStep(bench, bench.packed([LENGTH] * rows), backend, LEAVE)
-            seconds = clock.replayed(_each(step.run), 10)
+            seconds = clock.replayed(each(step.run), 10)
             works = (exit_rows(rows, size), pooler(rows, size), copy_rows(rows, size))
             floor = sum(work.floor(card) for work in works)
             note = (
@@ -205,15 +193,15 @@ def shapes(bench: Bench, clock: Clock) -> Iterator[Figure]:
         launched = without_graphs(bench.exiting(batches))
         seconds = clock.medians(
             {
-                "Hugging Face": _over(hugging_face, batches),
-                "full depth": _over_encoder(full, batches),
-                "exits, eager": _over_encoder(eager, batches),
-                "exits, lagged": _over_encoder(lagged, batches),
-                "exits, without graphs": _over_encoder(launched, batches),
+                "Hugging Face": over(hugging_face, batches),
+                "full depth": over_encoder(full, batches),
+                "exits, eager": over_encoder(eager, batches),
+                "exits, lagged": over_encoder(lagged, batches),
+                "exits, without graphs": over_encoder(launched, batches),
             }
         )
         best = min(seconds["exits, eager"], seconds["exits, lagged"])
-        ratio = _layer_ratio(eager, batches)
+        ratio = layer_ratio(eager, batches)
         gain = seconds["full depth"] / best
         notes = {
             "Hugging Face": f"{seconds['Hugging Face'] / best:.2f}x exits",
@@ -221,6 +209,27 @@ def shapes(bench: Bench, clock: Clock) -> Iterator[Figure]:
         }
         for name, median in seconds.items():
             yield Figure(f"{rows} x {length}, {name}", 1e3 * median, "ms", notes.get(name, ""))
+
+
+def launching(bench: Bench, clock: Clock) -> Iterator[Figure]:
+    """Without graphs: a pass from Python, by one C++ call that removes rows at each exit, and by
+    one that removes them where it pays.
+    """
+    for rows, length in bench.scale.launched:
+        batches = [bench.batch(rows, length) for _ in range(INPUT_SETS)]
+        encoders = {
+            "Python": from_python(bench.exiting(batches, sync="lagged")),
+            "C++, rows removed at each exit": without_graphs(
+                bench.exiting(batches, sync="lagged"), ALWAYS
+            ),
+            "C++, where it pays": without_graphs(bench.exiting(batches, sync="lagged")),
+            "C++, full depth": without_graphs(bench.encoder(exit_layers=[])),
+        }
+        runs = {name: over_encoder(encoder, batches) for name, encoder in encoders.items()}
+        seconds = clock.medians(runs)
+        for name, median in seconds.items():
+            note = f"{seconds['Python'] / median:.2f} times as fast as from Python"
+            yield Figure(f"{rows} x {length}, {name}", 1e3 * median, "ms", note)
 
 
 def epilogues(bench: Bench, clock: Clock) -> Iterator[Figure]:
@@ -248,14 +257,14 @@ def real_lengths(bench: Bench, clock: Clock) -> Iterator[Figure]:
             batches = [bench.batch_of(list(islice(source, rows))) for _ in range(INPUT_SETS)]
             exits = bench.exiting(batches)
             runs = {
-                "Hugging Face": _over(hugging_face, batches),
-                "full depth": _over_encoder(full, batches),
-                "exits": _over_encoder(exits, batches),
+                "Hugging Face": over(hugging_face, batches),
+                "full depth": over_encoder(full, batches),
+                "exits": over_encoder(exits, batches),
             }
             seconds = clock.medians(runs)
             tokens = sum(int(batch["attention_mask"].sum()) for batch in batches)
             padded = sum(batch["input_ids"].numel() for batch in batches)
-            ratio = _layer_ratio(exits, batches)
+            ratio = layer_ratio(exits, batches)
             gain = seconds["full depth"] / seconds["exits"]
             notes = {
                 "Hugging Face": f"{padded / tokens:.2f} places a token",
@@ -283,6 +292,7 @@ ROWS: dict[int, Row] = {
     8: Row("shapes, eager and lagged", 90, shapes),
     9: Row("GELU and rows that the device counts", 30, epilogues),
     10: Row("real lengths", 60, real_lengths),
+    11: Row("launching without graphs, and removal", 40, launching),
 }
 
 
@@ -349,20 +359,6 @@ def _layer_operations(bench: Bench, tokens: int, length: int) -> int:
     """Multiplications and additions of a layer: products and attention."""
     size, inner = bench.config.hidden_size, bench.config.intermediate_size
     return tokens * (2 * (4 * size * size + 2 * size * inner) + 4 * length * size)
-
-
-def _over(run: Callable[[Batch], object], batches: Sequence[Batch]) -> Run:
-    return lambda number: run(batches[number % len(batches)])
-
-
-def _over_encoder(encoder: FastEarlyExitEncoder, batches: Sequence[Batch]) -> Run:
-    return _over(lambda batch: encoder(**batch), batches)
-
-
-def _layer_ratio(encoder: FastEarlyExitEncoder, batches: Sequence[Batch]) -> float:
-    """L over the mean exit layer."""
-    layers = torch.cat([encoder(**batch).exit_layers for batch in batches])
-    return encoder.num_layers / layers.double().mean().item()
 
 
 def _kernels(label: str, profiler: torch.profiler.profile, passes: int) -> Iterator[Figure]:

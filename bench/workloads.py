@@ -85,6 +85,7 @@ class Workload:
         batches: padded to their longest row, in the data's order.
         exit_shares: of the rows, by layer, where not the model decides; else None.
         labels: ``[N]``, where the model was trained to know them; else None.
+        calibration: batches of training rows, for engines that measure activations beforehand.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Workload:
     batches: list[Batch]
     exit_shares: tuple[float, ...] | None
     labels: torch.Tensor | None
+    calibration: list[Batch]
 
     @property
     def rows(self) -> list[Batch]:
@@ -102,9 +104,11 @@ class Workload:
             for i, length in enumerate(batch["attention_mask"].sum(dim=1))
         ]
 
-    def encoder(self, dtype: torch.dtype = torch.float32) -> FastEarlyExitEncoder:
+    def encoder(
+        self, dtype: torch.dtype = torch.float32, weights: str | None = None
+    ) -> FastEarlyExitEncoder:
         """Ours; its exits are the workload's."""
-        encoder = FastEarlyExitEncoder(self.model, dtype=dtype)
+        encoder = FastEarlyExitEncoder(self.model, dtype=dtype, weights=weights)
         if self.exit_shares is not None:
             set_exit_shares(encoder, self.batches, self.exit_shares)
         return encoder
@@ -135,12 +139,12 @@ def load_workload(model: str, text: str, batch_size: int) -> Workload:
     if model == "minilm":
         return _minilm(tokenizer, text, batch_size)
     table = _texts(text)
-    rows = encode(
-        table.select(range(min(BASE_ROWS, len(table)))), tokenizer, 512, label_names(table)
-    )
+    names = label_names(table)
+    rows = _first_rows(table, BASE_ROWS, tokenizer, names)
     batches = padded_batches(rows, tokenizer, batch_size)
+    calibration = _calibration(text, tokenizer, names)
     if model not in WITH_SEGMENTS:
-        batches = [{n: v for n, v in b.items() if n != "token_type_ids"} for b in batches]
+        batches, calibration = _without_segments(batches), _without_segments(calibration)
     base = _base(model)
     return Workload(
         f"{model}, random weights, {text} dev: {len(rows)} rows, batches of {batch_size}",
@@ -148,7 +152,21 @@ def load_workload(model: str, text: str, batch_size: int) -> Workload:
         batches,
         stretched(EXIT_SHARES, len(base.heads)),
         None,
+        calibration,
     )
+
+
+def _without_segments(batches: list[Batch]) -> list[Batch]:
+    return [{n: v for n, v in batch.items() if n != "token_type_ids"} for batch in batches]
+
+
+def _first_rows(table: Dataset, count: int, tokenizer: Any, names: list[str]) -> Dataset:
+    return encode(table.select(range(min(count, len(table)))), tokenizer, 512, names)
+
+
+def _calibration(text: str, tokenizer: Any, names: list[str]) -> list[Batch]:
+    """As many training rows as NNCF takes, one by one."""
+    return padded_batches(_first_rows(_texts(text, "train"), 300, tokenizer, names), tokenizer, 1)
 
 
 def _minilm(tokenizer: Any, text: str, batch_size: int) -> Workload:
@@ -163,6 +181,7 @@ def _minilm(tokenizer: Any, text: str, batch_size: int) -> Workload:
         padded_batches(rows, tokenizer, batch_size),
         None,
         torch.tensor(rows["labels"]) if known else None,
+        _calibration(text if name == "sst2" else "docstrings", tokenizer, names),
     )
 
 
@@ -175,9 +194,9 @@ def _trained() -> tuple[str, ConsistentEEForSequenceClassification]:
     return name, load_model(RUNS / name)
 
 
-def _texts(text: str) -> Dataset:
+def _texts(text: str, split: str = "dev") -> Dataset:
     folder = DATA / text
-    return load_splits([folder if folder.is_dir() else _docstrings()])["dev"]
+    return load_splits([folder if folder.is_dir() else _docstrings()])[split]
 
 
 def _docstrings() -> Path:

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+from consistentee_ext.ops.flash import flash_arguments
+from consistentee_ext.ops.products import product_report
+
 BACKENDS = ("cuda", "triton", "cpu", "torch")
 DEVICE_BACKENDS = BACKENDS[:2]  # their tensors are on a GPU
 ENVIRONMENT_VARIABLE = "CONSISTENTEE_BACKEND"
@@ -60,7 +63,8 @@ def _load_cuda() -> Availability:
         torch.ops.load_library(str(library))
     except OSError as error:
         return Availability(False, f"the CUDA library does not load: {error}")
-    return Availability(True, "CUDA ops")
+    launched = "C++" if flash_arguments() else "Python: no flash attention of the known schema"
+    return Availability(True, f"CUDA ops, 16-bit layers of BERT's kin launched from {launched}")
 
 
 def _find_triton() -> Availability:
@@ -115,8 +119,8 @@ def select_backend(device: torch.device, requested: str | None = None) -> str:
 
 
 def backend_report(device: torch.device | str | None = None) -> str:
-    """One line a backend: whether it runs on `device` (default: cuda, else cpu), and why; one more
-    about models that run as they are.
+    """One line a backend: whether it runs on `device` (default: cuda, else cpu), and why; on a CPU
+    one for each precision of products; one more about models that run as they are.
     """
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -127,5 +131,7 @@ def backend_report(device: torch.device | str | None = None) -> str:
         found = availability(name, device)
         mark = "*" if name == chosen else " "
         lines.append(f"{mark} {name:<6} {'yes' if found.usable else 'no ':<3} {found.reason}")
+    if device.type == "cpu":
+        lines += product_report()
     lines.append("models of no family here: transformers' own layers; repr(encoder) says which run")
     return "\n".join(lines)

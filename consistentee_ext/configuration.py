@@ -158,6 +158,13 @@ def answer_type(config: PreTrainedConfig) -> str:
     return REGRESSION if config.num_labels == 1 else SINGLE_LABEL
 
 
+def class_names(config: PreTrainedConfig) -> list[str]:
+    """The label of each class, in order."""
+    assert config.id2label is not None  # `PreTrainedConfig` fills it in
+    names = {int(index): str(name) for index, name in config.id2label.items()}
+    return [names[index] for index in sorted(names)]
+
+
 def check_levels(levels: object | None) -> dict[str, dict[str, Any]] | None:
     """The levels; raises ValueError unless each is an object with a threshold in (0, 1]."""
     if levels is None:

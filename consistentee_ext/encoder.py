@@ -23,7 +23,7 @@ from consistentee_ext.inputs import pack_inputs
 from consistentee_ext.output import EarlyExitOutput
 from consistentee_ext.packed import ExitResults
 from consistentee_ext.packed_module import PackedModule
-from consistentee_ext.placement import choose_dtype, usable_device
+from consistentee_ext.placement import check_weights, choose_dtype, usable_device
 from consistentee_ext.progress import progress_bar
 from consistentee_ext.source import Source
 from consistentee_ext.tokens import (
@@ -67,6 +67,10 @@ class FastEarlyExitEncoder(PackedModule):
             ``lagged``, one exit layer later, so that the GPU never waits; ``auto``, by the number
             of tokens. Results are the same.
         tokenizer: for `predict`.
+        weights: ``"int8"``, on a CPU: the products of the layers read weights and activations of 8
+            bits, each output's and each token's by a scale of its own; all else is in `dtype`,
+            which is float32, or bfloat16 where there is AVX-512. Nothing is to be calibrated, but a
+            threshold best is, with the same weights. Default: weights in `dtype`.
 
     Raises:
         TypeError, ValueError: the argument named, what was expected, what came.
@@ -86,6 +90,7 @@ class FastEarlyExitEncoder(PackedModule):
         alpha: float | None = None,
         sync: str = "auto",
         tokenizer: Any = None,
+        weights: str | None = None,
         _consume: bool = False,
     ) -> None:
         backbone: Any = find_backbone(model)
@@ -93,6 +98,7 @@ class FastEarlyExitEncoder(PackedModule):
         weight = next(backbone.parameters())
         where = usable_device(device or weight.device)
         kind = choose_dtype(dtype, weight.dtype, where)
+        check_weights(weights, kind, where)
         with without_threads():
             reader = Reader(
                 backbone.config,
@@ -100,6 +106,7 @@ class FastEarlyExitEncoder(PackedModule):
                 where,
                 is_classifier=not hasattr(model, "heads"),
                 consume=_consume,
+                weights=weights,
             )
             by_layer = model_exits(model, backbone, reader)
             exits = choose_exits(by_layer, config, exit_layers, criterion, threshold)

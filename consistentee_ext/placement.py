@@ -10,9 +10,10 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor, nn
 
+from consistentee_ext.ops import layout, onednn_int8
 from consistentee_ext.ops.checks import FLOAT_DTYPES
-from consistentee_ext.ops.onednn import dense, is_fast, prepack
-from consistentee_ext.weights import LinearWeights
+from consistentee_ext.ops.onednn import is_fast
+from consistentee_ext.weights import WEIGHT_FORMATS, LinearWeights
 
 Part = TypeVar("Part")
 
@@ -32,8 +33,7 @@ def place(part: Part, device: torch.device) -> Part:
         if isinstance(value, LinearWeights):
             if value.few_rows:
                 return value._replace(weight=inner(value.weight), bias=inner(value.bias))
-            bias = None if value.bias is None else value.bias.to(device)
-            return prepack(dense(value).to(device), bias, value.activation)
+            return layout.move(value, device)
         if isinstance(value, (Tensor, nn.Module)):
             return value.to(device)
         if isinstance(value, tuple):
@@ -74,6 +74,21 @@ def choose_dtype(
         stacklevel=3,
     )
     return torch.float32
+
+
+def check_weights(weights: str | None, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise ValueError unless weights of this format, with the other numbers in `dtype`, run on the
+    device.
+    """
+    if weights is None:
+        return
+    if weights not in WEIGHT_FORMATS:
+        raise ValueError(f"weights: expected None or one of {WEIGHT_FORMATS}, got {weights!r}")
+    if device.type != "cpu":
+        raise ValueError(f"weights: expected None on {device}, as {weights} ones run on a CPU")
+    if dtype not in onednn_int8.dtypes():
+        names = " or ".join(str(known) for known in onednn_int8.dtypes())
+        raise ValueError(f"dtype: expected {names} with {weights} weights here, got {dtype}")
 
 
 def usable_device(device: torch.device | str) -> torch.device:

@@ -13,15 +13,20 @@ from torch import Tensor
 # csrc/kernels/exit_head.h. Another activation belongs to the product.
 STATE_ACTIVATIONS = ("tanh", "relu", "none")
 
+WEIGHT_FORMATS = ("int8",)  # of the products of blocks, beside the dtype of the hidden states
+
 
 class LinearWeights(NamedTuple):
     """``f(x W^T + b)``.
 
     Attributes:
-        weight: W, ``[O, I]``, in the dtype of the hidden states.
-        bias: b, ``[O]``; None is zero.
+        weight: W, ``[O, I]``, in the dtype of the hidden states; with `scale`, integers, int8.
+        bias: b, ``[O]``; None is zero. Likewise, with `scale` in float32.
         activation: f by its name in transformers' configurations; None is the identity.
         prepacked: whether `weight` is laid out for oneDNN, see `consistentee_ext.ops.onednn`.
+        scale: ``[O]`` float32, of weights of 8 bits: W is the integers times it. See
+            `consistentee_ext.ops.onednn_int8`.
+        levels: with `scale`, an activation is rounded to an integer from 0 to ``2 levels + 1``.
         few_rows: whether T is small, as in decoding: `weight` then stays as it is, and a product
             takes the time of reading it.
     """
@@ -30,7 +35,15 @@ class LinearWeights(NamedTuple):
     bias: Tensor | None
     activation: str | None = None
     prepacked: bool = False
+    scale: Tensor | None = None
+    levels: int = 0
     few_rows: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """O and I."""
+        first, second = self.weight.shape
+        return (second, first) if self.prepacked and self.scale is not None else (first, second)
 
 
 class NormWeights(NamedTuple):

@@ -5,6 +5,7 @@
 
 #include <pybind11/pybind11.h>
 
+#include "cpu/linear/int8_product.h"
 #include "cpu/simd.h"
 
 namespace py = pybind11;
@@ -17,6 +18,7 @@ py::dict build_info() {
   info["compiler"] = CONSISTENTEE_COMPILER;
   info["cxx_flags"] = CONSISTENTEE_CXX_FLAGS;
   info["simd_level"] = consistentee::simd_level();
+  info["int8_product"] = consistentee::has_int8_product();
   info["torch_version"] = CONSISTENTEE_TORCH_VERSION;
   info["stable_abi_target"] = "2.10";
 #ifdef CONSISTENTEE_CUDA_VERSION

@@ -43,8 +43,12 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
   // x [T, I], weight [O, I] prepacked for oneDNN, or as it is where rows are few, bias [O] ->
-  // f(x W^T + b) [T, O]; f is none, gelu, gelu_pytorch_tanh, relu, silu or tanh.
-  m.def("linear(Tensor x, Tensor weight, Tensor? bias, *, str activation) -> Tensor");
+  // f(x W^T + b) [T, O]; f is none, gelu, gelu_pytorch_tanh, relu, silu or tanh. With scale [O], weights are integers of 8 bits to be
+  // multiplied by it, scale and bias are float32, and each row of x is rounded to integers from 0 to
+  // 2 levels + 1, by a scale and a centre of its own; levels is 127, or 63 without VNNI.
+  m.def(
+      "linear(Tensor x, Tensor weight, Tensor? bias, *, str activation, Tensor? scale=None,"
+      " int levels=0) -> Tensor");
 
   // query [Tq, heads * d], key and value [T, kv_heads * d], offsets [B+1] int32 -> [Tq, heads * d].
   // Tokens of the three may lie apart in memory.
@@ -79,12 +83,13 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
   // The same on a device that the host does not wait for: how many rows stay, B', and tokens, T', is
   // written to totals [2] int32, on the device or pinned. The rows that stay are written to the three
   // that are named out, which have room for all: unused entries of out_cu_seqlens become T', of
-  // out_row_ids -1. Tickets as above.
+  // out_row_ids -1. Tickets as above. Unless it removes, all rows keep their places: hidden and
+  // cu_seqlens stay what they are, out_row_ids becomes row_ids with -1 for those that leave.
   m.def(
       "exit_step_async(Tensor hidden, Tensor cu_seqlens, Tensor row_ids, Tensor pooled, *, " HEAD
       ", " DECISION ", " RESULTS
       ", Tensor(f!) tickets, Tensor(g!) totals, Tensor(h!) out_hidden, Tensor(i!) out_cu_seqlens,"
-      " Tensor(j!) out_row_ids) -> ()");
+      " Tensor(j!) out_row_ids, bool removes=True) -> ()");
 
   // An engine: an embedding, blocks and exits, laid out once for many passes. Its number, until
   // engine_free. Nothing can be added once it has run.
@@ -100,17 +105,18 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
   // mlp(x) is down(up(x)), with a gate down(gate(x) * up(x)).
   // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
   // and the block, which must be the last, computes one token of each row alone, the first, or with
-  // last_queries the last.
+  // last_queries the last. A product with a scale [O] has weights of 8 bits, as above.
   m.def(
-      "engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? key_value,"
-      " Tensor? key_value_bias, Tensor attention_out, Tensor? attention_out_bias, int num_heads,"
-      " int head_size, Tensor? attention_norm_weight, Tensor? attention_norm_bias,"
-      " float attention_norm_eps, Tensor up, Tensor? up_bias, str up_activation, Tensor down,"
-      " Tensor? down_bias, Tensor? gate, Tensor? gate_bias, str gate_activation,"
-      " Tensor mlp_norm_weight, Tensor? mlp_norm_bias, float mlp_norm_eps, bool norm_first,"
-      " Tensor? attention_out_norm_weight, Tensor? attention_out_norm_bias,"
+      "engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? query_scale,"
+      " Tensor? key_value, Tensor? key_value_bias, Tensor? key_value_scale, Tensor attention_out,"
+      " Tensor? attention_out_bias, Tensor? attention_out_scale, int num_heads, int head_size,"
+      " Tensor? attention_norm_weight, Tensor? attention_norm_bias, float attention_norm_eps,"
+      " Tensor up, Tensor? up_bias, Tensor? up_scale, str up_activation, Tensor down,"
+      " Tensor? down_bias, Tensor? down_scale, Tensor? gate, Tensor? gate_bias, Tensor? gate_scale,"
+      " str gate_activation, Tensor mlp_norm_weight, Tensor? mlp_norm_bias, float mlp_norm_eps,"
+      " bool norm_first, Tensor? attention_out_norm_weight, Tensor? attention_out_norm_bias,"
       " float attention_out_norm_eps, Tensor? mlp_out_norm_weight, Tensor? mlp_out_norm_bias,"
-      " float mlp_out_norm_eps, " FORM ") -> ()");
+      " float mlp_out_norm_eps, " FORM ", int levels=0) -> ()");
 
   // The exit behind block `layer` (1-based), in rising order of layers: norm, pooling (cls, last, mean
   // or pair), pooler, norm of the state; norms_tokens and pools_states put norm and pooler before the
@@ -151,4 +157,43 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor(b!) values, Tensor(c!) states, Tensor(d!) filled, Tensor thresholds,"
       " Tensor norm_weight, float norm_eps) -> (Tensor, Tensor)");
   m.def("engine_free(int engine) -> ()");
+
+  // A place in what is launched on the current stream of the device of `on`, to wait for. Whoever
+  // records it releases it, waited for or not.
+  m.def("event_record(Tensor on) -> int");
+  m.def("event_wait(Tensor on, int event) -> ()");
+  m.def("event_release(Tensor on, int event) -> ()");
+
+  // An engine of a device, of BERT's blocks, whose weights are as torch.nn has them. The schema of
+  // aten::_flash_attention_forward has flash_arguments. Costs say where removing rows from a batch
+  // pays: us of a layer, and of a removal, by numbers of tokens that ascend from 0.
+  m.def(
+      "device_engine_create(*, int flash_arguments, float[] cost_tokens, float[] layer_costs,"
+      " float[] removal_costs) -> int");
+
+  // As engine_add_block; with `key_value` the last block computes the first token of each row alone.
+  m.def(
+      "device_engine_add_block(int engine, *, Tensor query, Tensor? query_bias, Tensor? key_value,"
+      " Tensor? key_value_bias, Tensor attention_out, Tensor? attention_out_bias, int num_heads,"
+      " int head_size, Tensor attention_norm_weight, Tensor attention_norm_bias,"
+      " float attention_norm_eps, Tensor up, Tensor? up_bias, str up_activation, Tensor down,"
+      " Tensor? down_bias, Tensor mlp_norm_weight, Tensor mlp_norm_bias, float mlp_norm_eps)"
+      " -> ()");
+
+  // As engine_add_exit: pooling (cls, mean or pair) and a product.
+  m.def(
+      "device_engine_add_exit(int engine, *, int layer, str pooling, Tensor pooler,"
+      " Tensor? pooler_bias, " HEAD ") -> ()");
+
+  // As engine_advance, of hidden [T, H]. The host waits for no more than the exit steps' counts,
+  // totals [E, 2] int32, zeros, on the host: with `eager` for each, else for that of the exit before.
+  // tickets [B] int32 are zeros, no row has more than max_length tokens. A last block with `key_value`
+  // takes one_a_row [B+1] int32, the numbers from 0 on.
+  m.def(
+      "device_engine_advance(int engine, int first, int last, *, Tensor hidden, Tensor cu_seqlens,"
+      " Tensor row_ids, int max_length, int criterion, Tensor thresholds, Tensor? first_lengths,"
+      " " RESULTS
+      ", Tensor(f!) tickets, Tensor(g!) totals, Tensor? one_a_row, bool eager)"
+      " -> (Tensor, Tensor, Tensor)");
+  m.def("device_engine_free(int engine) -> ()");
 }

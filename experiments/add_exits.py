@@ -33,7 +33,7 @@ from transformers import (
 
 from consistentee.atomic_files import Json, read_json, write_json
 from consistentee.data.encode import encode, encode_for
-from consistentee.data.labels import class_names, label_names
+from consistentee.data.labels import label_names
 from consistentee.data.tables import load_splits
 from consistentee.evaluation.evaluate import load_model
 from consistentee.measures.agreement import agreement
@@ -45,6 +45,7 @@ from consistentee.training.add_exits import add_exits, split_rows
 from consistentee.training.settings import AddExitsSettings
 from consistentee.training.trainer import EpochSampler, has_native_bf16
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.configuration import class_names
 
 MAX_LENGTH = 128
 BATCH_SIZE = 32

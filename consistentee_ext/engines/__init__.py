@@ -12,6 +12,7 @@ from consistentee_ext.engines.device import DeviceEngine
 from consistentee_ext.engines.eager import EagerEngine
 from consistentee_ext.engines.generic import GenericEngine
 from consistentee_ext.engines.graphs import PassGraphs, Recorder
+from consistentee_ext.engines.launcher import Launcher, declines
 from consistentee_ext.engines.native import NativeEngine
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.layers import GenericStack, Stack
@@ -31,7 +32,9 @@ def choose_engine(stack: Stack | GenericStack, exits: Exits, backend: str, sync:
         graphs = None
         if device.type == "cuda":  # not on the CPU of an interpreter
             graphs = PassGraphs(stack, exits, ops, partial(Recorder, device))
-        return DeviceEngine(stack, exits, ops, sync, graphs)
+        declined = "as Triton's are" if backend == "triton" else declines(stack, exits)
+        launcher = None if declined else Launcher(stack, exits)
+        return DeviceEngine(stack, exits, ops, sync, graphs, launcher, declined)
     if backend == "cpu" and NativeEngine.takes(stack, exits):
         return NativeEngine(stack, exits)
     return EagerEngine(stack, exits, load_ops(backend))

@@ -31,6 +31,10 @@ class Counts:
     A pass ends on the host while its kernels are still to run, and torch's allocators do not know
     of all that they use: `close` keeps the counts' pinned memory until they have run, and `used`,
     which a caller may drop meanwhile (thresholds that others replace, say).
+
+    Attributes:
+        totals: ``[E, 2]`` int32, rows and tokens left by each exit step.
+        made: how many exit steps were launched from Python.
     """
 
     def __init__(self, exits: int, device: torch.device, used: object = None) -> None:
@@ -38,14 +42,14 @@ class Counts:
         self._device = device
         self._used = used
         self._on_device = device.type == "cuda"
-        self._totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
+        self.totals = torch.zeros(exits, 2, dtype=torch.int32, pin_memory=self._on_device)
         self._events: list[torch.cuda.Event] = []
         self.made = 0
 
     def next(self) -> Tensor:
         """Where the next exit step writes its counts, ``[2]`` int32."""
         self.made += 1
-        return self._totals[self.made - 1]
+        return self.totals[self.made - 1]
 
     def mark(self) -> None:
         """The newest exit step is launched."""
@@ -56,11 +60,11 @@ class Counts:
         """Rows and tokens after exit step `number` (1-based), once it has run."""
         if self._on_device:
             self._events[number - 1].synchronize()
-        rows, tokens = self._totals[number - 1].tolist()
+        rows, tokens = self.totals[number - 1].tolist()
         return rows, tokens
 
     def close(self) -> None:
         """No exit step is launched any more."""
         self.mark()
         if self._events:
-            keep_until(self._events[-1], (self._totals, self._used))
+            keep_until(self._events[-1], (self.totals, self._used))

@@ -14,6 +14,7 @@ from consistentee_ext.engines.base import Engine
 from consistentee_ext.engines.counts import Counts
 from consistentee_ext.engines.exit_layer import run_exit_layer
 from consistentee_ext.engines.graphs import PassGraphs
+from consistentee_ext.engines.launcher import Launcher
 from consistentee_ext.exits.exits import Exits
 from consistentee_ext.inputs import PackedInputs
 from consistentee_ext.layers import Stack
@@ -42,11 +43,11 @@ class DeviceEngine(Engine):
     device runs: a row that has left is computed for one more layer and discarded. ``"auto"``
     chooses by the number of tokens. Results are the same.
 
-    With `graphs`, a whole pass over few enough tokens is replayed (`PassGraphs`).
+    With `graphs`, a whole pass over few enough tokens is replayed (`PassGraphs`). Else its layers
+    are launched by one call of a `launcher`, or from Python, because of what `declined` says.
     """
 
     stack: Stack
-    description = "kernels launched without a wait"
 
     def __init__(
         self,
@@ -55,11 +56,18 @@ class DeviceEngine(Engine):
         ops: DeviceOps,
         sync: str,
         graphs: PassGraphs | None = None,
+        launcher: Launcher | None = None,
+        declined: str | None = None,
     ) -> None:
         super().__init__(stack, exits)
+        self.description = "kernels launched by one call into C++"
+        if launcher is None:
+            self.description = f"kernels launched from Python, {declined}"
+        self._declined = declined
         self._ops = ops
         self._sync = sync
         self._graphs = graphs
+        self._launcher = launcher
         words = stack.embedding.words
         self._none_left = PackedBatch(
             words.new_empty(0, stack.hidden_size),
@@ -70,19 +78,29 @@ class DeviceEngine(Engine):
     @override
     def with_exits(self, exits: Exits) -> DeviceEngine:
         graphs = self._graphs and self._graphs.with_exits(exits)
-        return DeviceEngine(self.stack, exits, self._ops, self._sync, graphs)
+        launcher = self._launcher and self._launcher.with_exits(exits)
+        parts = (self._ops, self._sync, graphs, launcher, self._declined)
+        return DeviceEngine(self.stack, exits, *parts)
 
     @override
     def classify(self, inputs: PackedInputs) -> ExitResults:
         with torch.inference_mode():
             found = self._replay(inputs)
-        return super().classify(inputs) if found is None else found
+        if found is not None:
+            return found
+        # Made outside of the mode, so that callers may change them and compute gradients with them.
+        results = ExitResults.empty(len(inputs.row_ids), self.exits.num_classes, self._device)
+        with torch.inference_mode():
+            self._launch(inputs, 0, self.stack.num_layers, results, None)
+        return results
 
     def _replay(self, inputs: PackedInputs) -> ExitResults | None:
         """A whole pass by graphs, where there are graphs that take it: they have one threshold a
-        layer.
+        layer. What a launcher can launch is recorded from its second time on.
         """
         if self._graphs is None or self.exits.row_thresholds is not None:
+            return None
+        if self._launcher is not None and self._graphs.is_new(inputs):
             return None
         eager = choose_sync(self._sync, len(inputs.ids)) == "eager"
         return self._graphs.run(inputs, self.exits, eager)
@@ -96,15 +114,26 @@ class DeviceEngine(Engine):
         results: ExitResults,
         firsts: Tensor | None = None,
     ) -> PackedBatch:
+        if isinstance(batch, PackedInputs) and last == self.stack.num_layers:
+            numbers = torch.arange(len(batch.row_ids))
+            found = self._replay(batch._replace(row_ids=numbers))
+            if found is not None:
+                rows = batch.row_ids.to(results.logits.device)
+                for target, source in zip(results, found, strict=True):
+                    target.index_copy_(0, rows, source)
+                return self._none_left
+        return self._launch(batch, first, last, results, firsts)
+
+    def _launch(
+        self,
+        batch: PackedInputs | PackedBatch,
+        first: int,
+        last: int,
+        results: ExitResults,
+        firsts: Tensor | None,
+    ) -> PackedBatch:
+        """`advance` without graphs."""
         if isinstance(batch, PackedInputs):
-            if last == self.stack.num_layers:
-                numbers = torch.arange(len(batch.row_ids))
-                found = self._replay(batch._replace(row_ids=numbers))
-                if found is not None:
-                    rows = batch.row_ids.to(results.logits.device)
-                    for target, source in zip(results, found, strict=True):
-                        target.index_copy_(0, rows, source)
-                    return self._none_left
             max_length = batch.max_length  # read while the offsets are on the host
             firsts = self.exits.first_lengths(batch)
             batch = batch.to(results.logits.device)
@@ -132,9 +161,22 @@ class DeviceEngine(Engine):
         firsts: Tensor | None,
         counts: Counts,
     ) -> PackedBatch:
-        decisions = self.exits.decisions(len(results.logits))
         sync = choose_sync(self._sync, len(batch.hidden))
         tickets = torch.zeros(len(batch.row_ids), dtype=torch.int32, device=batch.hidden.device)
+        if self._launcher is not None:
+            return self._launcher.run(
+                batch,
+                first,
+                last,
+                max_length,
+                self.exits,
+                results,
+                firsts,
+                tickets,
+                counts.totals,
+                eager=sync == "eager",
+            )
+        decisions = self.exits.decisions(len(results.logits))
         for layer, block in enumerate(self.stack.blocks[first:last], start=first + 1):
             if layer not in decisions:
                 batch = block(batch, self._ops, max_length)

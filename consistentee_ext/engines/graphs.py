@@ -71,8 +71,8 @@ class Recorder:
 class PassGraphs:
     """The graphs of a stack and its exits.
 
-    A size that comes for the first time is launched from Python; from the second time on its graphs
-    are recorded and replayed. One pass at a time has the memory.
+    A size that comes for the first time is launched from Python, or left to who asks `is_new`; from
+    the second time on its graphs are recorded and replayed. One pass at a time has the memory.
 
     Args:
         stack: on the device.
@@ -93,6 +93,7 @@ class PassGraphs:
         self._lock = threading.Lock()
         self._room: Room | None = None
         self._seen: set[tuple[int, ...]] = set()
+        self._left: set[tuple[int, ...]] = set()  # the first graphs of passes that were left
         self._replays: dict[tuple[int, ...], Replay] = {}
         self._thresholds = exits.thresholds(1).clone()
         self._thresholds_of = exits
@@ -107,6 +108,17 @@ class PassGraphs:
         """Graphs for these exits: the same where thresholds alone differ."""
         same = exits.by_layer is self._exits.by_layer and exits.criterion == self._exits.criterion
         return self if same else PassGraphs(self._stack, exits, self._ops, self._recorder)
+
+    def is_new(self, inputs: PackedInputs) -> bool:
+        """Whether inputs of this size come for the first time: who then launches them by other
+        means spares a recording that may never be replayed.
+        """
+        if not 0 < len(inputs.ids) <= MOST_TOKENS:
+            return False
+        key = (1, *self._sizes(inputs))
+        new = key not in self._left and key not in self._replays
+        self._left.add(key)
+        return new
 
     def run(self, inputs: PackedInputs, exits: Exits, eager: bool) -> ExitResults | None:
         """A pass from the embedding to the last exit; None where it must be run without graphs.
@@ -126,12 +138,7 @@ class PassGraphs:
     def _run(self, inputs: PackedInputs, exits: Exits, eager: bool) -> ExitResults:
         stream = torch.cuda.current_stream(self._device) if self._on_gpu else None
         count = len(inputs.row_ids)
-        rows = row_size(count)
-        # Tables by a token's place, of rotations say, may end before the next size.
-        most = self._stack.embedding.limits.max_length
-        longest = max(inputs.max_length, min(length_size(inputs.max_length), most))
-        # An absent row has a first token, too, which must lie in the batch.
-        tokens = token_size(len(inputs.ids) + (rows > count))
+        tokens, rows, longest = self._sizes(inputs)
         room = self._enter(tokens, rows, stream)
         self._send(room, inputs, exits, tokens, rows)
         last = len(exits.layers)
@@ -155,6 +162,16 @@ class PassGraphs:
             drop_finished()
             keep_until(self._idle, (self, room))
         return results
+
+    def _sizes(self, inputs: PackedInputs) -> tuple[int, int, int]:
+        """Tokens, rows and the longest row of the graphs for these inputs."""
+        count = len(inputs.row_ids)
+        rows = row_size(count)
+        # Tables by a token's place, of rotations say, may end before the next size.
+        most = self._stack.embedding.limits.max_length
+        longest = max(inputs.max_length, min(length_size(inputs.max_length), most))
+        # An absent row has a first token, too, which must lie in the batch.
+        return token_size(len(inputs.ids) + (rows > count)), rows, longest
 
     def _read(self, number: int) -> tuple[int, int]:
         """Rows and tokens after exit `number`, once it has run."""
@@ -197,7 +214,8 @@ class PassGraphs:
         replay = self._replays.get(key)
         if replay is None:
             replay = partial(self._launch, room, *key)
-            if key in self._seen and len(self._replays) < MOST_GRAPHS:
+            known = key in self._seen or key in self._left
+            if known and len(self._replays) < MOST_GRAPHS:
                 replay = self._replays[key] = self._record(replay)
             self._seen.add(key)
         replay()

@@ -97,8 +97,8 @@ def _embedding_arguments(stack: Stack) -> dict[str, Any]:
         "word_table": embedding.words,
         "type_table": embedding.types,
         "position_table": embedding.positions,
-        **_norm_arguments("norm", embedding.norm),
-        **_linear_arguments("product", embedding.product),
+        **norm_arguments("norm", embedding.norm),
+        **linear_arguments("product", embedding.product),
         "product_first": embedding.product_first,
         "hidden_size": stack.hidden_size,
     }
@@ -107,12 +107,12 @@ def _embedding_arguments(stack: Stack) -> dict[str, Any]:
 def _exit_arguments(exit_: Exit) -> dict[str, Any]:
     return {
         "pooling": exit_.pooling,
-        **_linear_arguments("pooler", exit_.pooler),
+        **linear_arguments("pooler", exit_.pooler),
         "pooler_activation": _activation(exit_.pooler),
         "pools_states": exit_.pools_states,
-        **_norm_arguments("norm", exit_.norm),
+        **norm_arguments("norm", exit_.norm),
         "norms_tokens": exit_.norms_tokens,
-        **_norm_arguments("state_norm", exit_.state_norm),
+        **norm_arguments("state_norm", exit_.state_norm),
         **head_arguments(exit_.weights),
     }
 
@@ -120,22 +120,23 @@ def _exit_arguments(exit_: Exit) -> dict[str, Any]:
 def _block_arguments(block: Block) -> dict[str, Any]:
     attention, mlp = block.attention, block.mlp
     return {
-        **_linear_arguments("query", attention.query),
-        **_linear_arguments("key_value", attention.key_value),
-        **_linear_arguments("attention_out", attention.out),
+        **_product_arguments("query", attention.query),
+        **_product_arguments("key_value", attention.key_value),
+        **_product_arguments("attention_out", attention.out),
         "num_heads": attention.num_heads,
         "head_size": attention.head_size,
-        **_norm_arguments("attention_norm", block.attention_norm),
-        **_linear_arguments("up", mlp.up),
+        **norm_arguments("attention_norm", block.attention_norm),
+        **_product_arguments("up", mlp.up),
         "up_activation": _activation(mlp.up),
-        **_linear_arguments("down", mlp.down),
-        **_linear_arguments("gate", mlp.gate),
+        **_product_arguments("down", mlp.down),
+        **_product_arguments("gate", mlp.gate),
         "gate_activation": _activation(mlp.gate),
-        **_norm_arguments("mlp_norm", block.mlp_norm),
+        **norm_arguments("mlp_norm", block.mlp_norm),
         "norm_first": block.norm_first,
-        **_norm_arguments("attention_out_norm", block.attention_out_norm),
-        **_norm_arguments("mlp_out_norm", block.mlp_out_norm),
+        **norm_arguments("attention_out_norm", block.attention_out_norm),
+        **norm_arguments("mlp_out_norm", block.mlp_out_norm),
         **form_arguments(attention.form),
+        "levels": max(linear.levels for linear in block.linears),
     }
 
 
@@ -143,11 +144,18 @@ def _activation(linear: LinearWeights | None) -> str:
     return "none" if linear is None else linear.activation or "none"
 
 
-def _linear_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
+def linear_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
+    """Its weights, without the activation."""
     weight, bias = (None, None) if linear is None else (linear.weight, linear.bias)
     return {name: weight, f"{name}_bias": bias}
 
 
-def _norm_arguments(name: str, norm: NormWeights | None) -> dict[str, Any]:
+def _product_arguments(name: str, linear: LinearWeights | None) -> dict[str, Any]:
+    scale = None if linear is None else linear.scale
+    return {**linear_arguments(name, linear), f"{name}_scale": scale}
+
+
+def norm_arguments(name: str, norm: NormWeights | None) -> dict[str, Any]:
+    """All of it."""
     weight, bias, eps = norm or (None, None, 0.0)
     return {f"{name}_weight": weight, f"{name}_bias": bias, f"{name}_eps": eps}

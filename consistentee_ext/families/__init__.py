@@ -166,6 +166,11 @@ def read_stack(
     """
     if is_native(backbone.config):
         return FAMILIES[backbone.config.model_type].read_stack(backbone, reader)
+    if reader.weights is not None:
+        raise ValueError(
+            f"weights: expected None where layers run as they are, got {reader.weights!r}: "
+            f"model_type {backbone.config.model_type!r} is of no family here"
+        )
     ops = load_layer_ops(select_backend(reader.device, backend))
     try:
         return generic_stack(model, backbone, reader, ops)

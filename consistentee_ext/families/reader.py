@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from consistentee_ext.families.measured_norm import measured_norm
 from consistentee_ext.layers import Attention, Block, Embedding
-from consistentee_ext.ops.onednn import prepack
+from consistentee_ext.ops import layout, onednn_int8
 from consistentee_ext.packed import InputLimits
 from consistentee_ext.weights import AttentionForm, LinearWeights, NormWeights, Rotation
 
@@ -84,7 +84,10 @@ class Reader:
             reads holds.
         consume: take each layer out of the model once it is read, so that no more than one layer
             is in memory twice.
+        weights: of the blocks' products, one of `consistentee_ext.weights.WEIGHT_FORMATS`; None for
+            `dtype`.
         is_last: whether it is the last block that is being read.
+        in_block: whether it is a block that is being read.
         few_rows: whether products are of few rows: their weights are then not laid out anew, and
             with `consume` they are the model's own.
     """
@@ -95,7 +98,9 @@ class Reader:
     one_query: str | None = None
     is_classifier: bool = False
     consume: bool = False
+    weights: str | None = None
     is_last: bool = False
+    in_block: bool = False
     few_rows: bool = False
 
     def tensor(self, tensor: Tensor) -> Tensor:
@@ -119,16 +124,22 @@ class Reader:
         self, *parts: tuple[Tensor, Tensor | None], activation: str | None = None
     ) -> LinearWeights:
         """Weights ``[O, I]`` and biases ``[O]`` of products of one input side by side, as one."""
-        weights = [self.tensor(weight) for weight, _ in parts]
-        weight = weights[0] if len(weights) == 1 else torch.cat(weights)
+        int8 = self.weights == "int8" and self.in_block
+        read = self.exact if int8 else self.tensor
+        read_parts = [read(weight) for weight, _ in parts]
+        weight = read_parts[0] if len(parts) == 1 else torch.cat(read_parts)
         bias = None
         if any(offset is not None for _, offset in parts):
             offsets = [w.new_zeros(len(w)) if offset is None else offset for w, offset in parts]
-            bias = torch.cat([self.tensor(offset) for offset in offsets])
+            bias = torch.cat([read(offset) for offset in offsets])
         activation = _SAME_FUNCTION.get(activation or "", activation)
         if self.few_rows:
             return LinearWeights(weight.contiguous(), bias, activation, few_rows=True)
-        return prepack(weight, bias, activation)
+        scale, levels = None, 0
+        if int8:
+            weight, scale = onednn_int8.round_weight(weight)
+            levels = onednn_int8.LEVELS[0]  # at most
+        return layout.lay_out(weight, bias, activation, scale, levels)
 
     def norm(self, module: Any) -> NormWeights:
         """A norm with its eps: a layer norm, whose bias may be absent, or a root-mean-square norm
@@ -268,7 +279,7 @@ class Reader:
             again = any(layer is other for other in layers[number:])
             block = shared.get(id(layer))
             if block is None or is_last:
-                block = read(replace(self, is_last=is_last), layer)
+                block = read(replace(self, is_last=is_last, in_block=True), layer)
             if again:
                 shared[id(layer)] = block
             elif self.consume:

@@ -175,10 +175,7 @@ class ReferenceDecoder:
                 break
         states[places] = self.model.readout(num_layers, hidden)
         self.lengths[rows] += 1
-        passed = torch.tensor(self.model.config.exit_layers, device=rows.device)
-        heads = torch.ones_like(exit_layers)
-        if rule.reads_logits:  # at each exit passed, and at the last layer
-            heads += (passed < exit_layers[:, None]).sum(dim=1)
+        heads = head_runs(rule, self.model.config.exit_layers, exit_layers)
         return Step(self.model.logits(states), exit_layers, heads)
 
     def _fill_layer(self, layer: int, rows: Tensor) -> None:
@@ -258,6 +255,19 @@ def generate(
             exit_layers[row].append(layer)
             heads[row].append(head)
     return Generated(tokens, exit_layers, heads)
+
+
+def head_runs(rule: ExitRule, exits: Sequence[int], exit_layers: Tensor) -> Tensor:
+    """How often the LM head ran for each token: where it left, and at exits before that read it.
+
+    Args:
+        rule: by which tokens left.
+        exits: the exit layers of the model.
+        exit_layers: ``[N]`` int64, where each token left.
+    """
+    read = [layer for layer in exits if rule.reads_logits(layer)]
+    passed = torch.tensor(read, device=exit_layers.device) < exit_layers[:, None]
+    return 1 + passed.sum(dim=1)
 
 
 def _with_room(of_layers: list[Tensor], num_positions: int) -> Tensor:

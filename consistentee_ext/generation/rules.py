@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
@@ -54,58 +56,83 @@ class Arrival:
 class ExitRule(Protocol):
     """Which tokens leave, ``[...]`` bool, of those that arrive at an exit."""
 
-    reads_logits: ClassVar[bool]  # whether each exit that a token passes costs an LM head
-
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
         ...
 
+    def reads_logits(self, layer: int) -> bool:
+        """Whether a token that arrives at this exit costs an LM head there."""
+        ...
+
 
 @dataclass(frozen=True)
-class PolicyRule:
-    """Leave where the policy's exit probability is above the threshold; 1.0 is full depth."""
+class ThresholdRule(ABC):
+    """Leave where a score is above the threshold, in (0, 1]; at 1.0 all run at full depth."""
 
     threshold: float
-    reads_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
-        return arrival.policy_logits.sigmoid() > self.threshold
+        return self.score(arrival) > self.threshold
+
+    def reads_logits(self, layer: int) -> bool:
+        """No."""
+        return False
+
+    @staticmethod
+    @abstractmethod
+    def score(arrival: Arrival) -> Tensor:
+        """``[...]``, at most 1."""
+
+
+class PolicyRule(ThresholdRule):
+    """Leave where the policy's exit probability is above the threshold."""
+
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The exit probability."""
+        return arrival.policy_logits.sigmoid()
 
 
 @dataclass(frozen=True)
-class ConfidenceRule:
-    """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061)."""
+class ConfidenceRule(ThresholdRule):
+    """Leave where the top token's probability is above the threshold (CALM, arXiv 2207.07061).
 
-    threshold: float
-    reads_logits: ClassVar[bool] = True
+    Args:
+        threshold: in (0, 1].
+        layers: the exits it reads, each of which costs an LM head; None: all.
+    """
 
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
+    layers: tuple[int, ...] | None = None
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
-        return arrival.logits.softmax(dim=-1).amax(dim=-1) > self.threshold
+        if self.reads_logits(arrival.layer):
+            return super().__call__(arrival)
+        return torch.zeros_like(arrival.rows, dtype=torch.bool)
+
+    def reads_logits(self, layer: int) -> bool:
+        """At each of its exits."""
+        return self.layers is None or layer in self.layers
+
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The top token's probability."""
+        return arrival.logits.softmax(dim=-1).amax(dim=-1)
 
 
-@dataclass(frozen=True)
-class SaturationRule:
+class SaturationRule(ThresholdRule):
     """Leave where a layer hardly turned the hidden state: the cosine of what it read and what it
     returned is above the threshold (CALM, arXiv 2207.07061).
     """
 
-    threshold: float
-    reads_logits: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_threshold(self.threshold)
-
-    def __call__(self, arrival: Arrival) -> Tensor:
-        """The tokens that leave."""
-        return cosine_similarity(arrival.hidden, arrival.previous, dim=-1) > self.threshold
+    @staticmethod
+    def score(arrival: Arrival) -> Tensor:
+        """The cosine."""
+        return cosine_similarity(arrival.hidden, arrival.previous, dim=-1)
 
 
 @dataclass(frozen=True)
@@ -128,7 +155,6 @@ class DepthRule:
     first: float
     last: float
     length: int = 1
-    reads_logits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         for name in ("first", "last", "length"):
@@ -137,5 +163,13 @@ class DepthRule:
 
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
-        share = ((arrival.numbers - 1) / max(self.length - 1, 1)).clamp(0, 1)
-        return self.first + (self.last - self.first) * share <= arrival.layer
+        return self.depth(arrival.numbers) <= arrival.layer
+
+    def reads_logits(self, layer: int) -> bool:
+        """No."""
+        return False
+
+    def depth(self, numbers: Tensor) -> Tensor:
+        """How many layers answer tokens of these numbers run at least, ``[...]``."""
+        share = ((numbers - 1) / max(self.length - 1, 1)).clamp(0, 1)
+        return self.first + (self.last - self.first) * share

@@ -27,6 +27,10 @@ class Trunk:
         model: a Hugging Face decoder with its LM head, of a ``model_type`` in
             `consistentee_ext.generation.configuration.BACKBONES`.
 
+    Attributes:
+        num_layers: L.
+        head_layers: what the LM head costs, in layers: its weights over those of a layer.
+
     Raises:
         ValueError: another model, or one whose modules are not the library's own.
     """
@@ -38,6 +42,8 @@ class Trunk:
         self.num_layers: int = self.config.num_hidden_layers
         self._model = model.model
         self._lm_head = model.lm_head
+        layer = sum(parameter.numel() for parameter in self._layer(1).parameters())
+        self.head_layers: float = self._lm_head.weight.numel() / layer
         self._kinds = isinstance(self._model.rotary_emb.rope_type, dict)
 
     def embed(self, input_ids: Tensor) -> Tensor:
@@ -125,13 +131,6 @@ class Trunk:
         logits: Tensor = self._lm_head(state)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return logits if cap is None else cap * torch.tanh(logits / cap)
-
-    @property
-    def head_layers(self) -> float:
-        """What the LM head costs, in layers: its weights over those of a layer."""
-        layer: int = sum(parameter.numel() for parameter in self._layer(1).parameters())
-        head: int = self._lm_head.weight.numel()
-        return head / layer
 
     def _layer(self, layer: int) -> Any:
         return self._model.layers[layer - 1]

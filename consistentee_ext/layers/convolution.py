@@ -29,7 +29,7 @@ class Convolution:
     def convolve(self, batch: PackedBatch, ops: LayerOps) -> Tensor:
         """The product, ``[T, H]``."""
         hidden, offsets = batch.hidden, batch.cu_seqlens
-        width = self.product.weight.shape[1] // hidden.shape[1] // 2
+        width = self.product.shape[1] // hidden.shape[1] // 2
         tokens = torch.arange(len(hidden), device=hidden.device)
         row = torch.bucketize(tokens, offsets[1:], right=True)
         start, end = offsets[row], offsets[row + 1]

@@ -41,5 +41,4 @@ class Stack:
     @property
     def hidden_size(self) -> int:
         """H."""
-        size: int = self.blocks[0].mlp.down.weight.shape[0]
-        return size
+        return self.blocks[0].mlp.down.shape[0]

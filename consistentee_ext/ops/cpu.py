@@ -49,7 +49,12 @@ def linear(x: Tensor, weights: LinearWeights) -> Tensor:
         return reference.linear(x, weights)
     activation = weights.activation or "none"
     out: Tensor = torch.ops.consistentee.linear.default(
-        x, weights.weight, weights.bias, activation=activation
+        x,
+        weights.weight,
+        weights.bias,
+        activation=activation,
+        scale=weights.scale,
+        levels=weights.levels,
     )
     return out
 

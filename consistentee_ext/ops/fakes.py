@@ -32,8 +32,16 @@ def _(
 
 
 @torch.library.register_fake("consistentee::linear")
-def _(x: Tensor, weight: Tensor, bias: Tensor | None, *, activation: str) -> Tensor:
-    return x.new_empty(x.shape[0], weight.shape[0])
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    activation: str,
+    scale: Tensor | None = None,
+    levels: int = 0,
+) -> Tensor:
+    return x.new_empty(x.shape[0], len(weight if scale is None else scale))
 
 
 @torch.library.register_fake("consistentee::attention")

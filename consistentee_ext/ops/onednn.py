@@ -1,17 +1,13 @@
-"""Products by oneDNN, and their weights; the one Python file that names torch's private ops.
+"""Products by oneDNN with prepacked weights of float32 or bfloat16.
 
 csrc/cpu/linear/onednn.cpp calls the same product.
 """
 
 from __future__ import annotations
 
-import copyreg
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from consistentee_ext.forks import without_threads
 from consistentee_ext.weights import LinearWeights
 
 # In float32 torch's own CPU product does not use AVX-512 on every processor that has it; oneDNN
@@ -19,7 +15,7 @@ from consistentee_ext.weights import LinearWeights
 # nothing: the layer norm after it reads the residual in the time it would take alone.
 _DTYPES = (torch.float32, torch.bfloat16)
 # Of each activation, oneDNN's name and variant.
-_ACTIVATIONS = {
+ACTIVATIONS = {
     None: ("none", ""),
     "gelu": ("gelu", "none"),
     "gelu_pytorch_tanh": ("gelu", "tanh"),
@@ -29,7 +25,7 @@ _ACTIVATIONS = {
 }
 
 
-def _available(dtype: torch.dtype) -> bool:
+def is_available(dtype: torch.dtype) -> bool:
     """Whether torch prepacks weights of `dtype`: bfloat16 needs instructions not every CPU has."""
     if dtype not in _DTYPES or not torch.backends.mkldnn.is_available():
         return False
@@ -42,7 +38,7 @@ def _available(dtype: torch.dtype) -> bool:
 def is_fast(dtype: torch.dtype) -> bool:
     """Whether this processor multiplies `dtype` at least as fast as float32."""
     if dtype == torch.bfloat16:
-        return _available(dtype) and torch.cpu._is_avx512_bf16_supported()
+        return is_available(dtype) and torch.cpu._is_avx512_bf16_supported()
     return dtype == torch.float32
 
 
@@ -62,8 +58,8 @@ def has_native_product(weights: LinearWeights) -> bool:
 
 
 def _multiplies(weight: Tensor, activation: str | None) -> bool:
-    known = weight.device.type == "cpu" and activation in _ACTIVATIONS
-    return known and _available(weight.dtype)
+    known = weight.device.type == "cpu" and activation in ACTIVATIONS
+    return known and is_available(weight.dtype)
 
 
 def dense(weights: LinearWeights) -> Tensor:
@@ -71,30 +67,9 @@ def dense(weights: LinearWeights) -> Tensor:
     return weights.weight.to_dense() if weights.prepacked else weights.weight
 
 
-@without_threads()
-def _reduce(weights: LinearWeights) -> tuple[Any, ...]:
-    """What pickle and copy make the weights of again: what is laid out has no storage to copy.
-
-    The bytes, as an array: a spawned process would be handed torch's own storage by file
-    descriptor, and this one is freed before the process starts.
-    """
-    if not weights.prepacked:
-        return LinearWeights, tuple(weights)
-    raw = dense(weights).view(torch.uint8).numpy()
-    return _prepack_bytes, (raw, weights.weight.dtype, weights.bias, weights.activation)
-
-
-@without_threads()
-def _prepack_bytes(raw: Any, dtype: torch.dtype, bias: Tensor | None, *rest: Any) -> LinearWeights:
-    return prepack(torch.from_numpy(raw).view(dtype), bias, *rest)
-
-
-copyreg.pickle(LinearWeights, _reduce)
-
-
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``, ``[T, O]``, for ``x [T, I]`` and prepacked weights."""
-    name, variant = _ACTIVATIONS[weights.activation]
+    name, variant = ACTIVATIONS[weights.activation]
     out: Tensor = torch.ops.mkldnn._linear_pointwise.default(
         x, weights.weight, weights.bias, name, [], variant
     )

@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, layer_norm
 from transformers.activations import ACT2FN
 
 from consistentee_ext.criteria import SCORES, Prediction
-from consistentee_ext.ops import onednn
+from consistentee_ext.ops import onednn, onednn_int8
 from consistentee_ext.ops.attention_form import attend
 from consistentee_ext.ops.checks import check_exit_step
 from consistentee_ext.ops.norm import norm
@@ -77,6 +77,8 @@ def embed(
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
     """``f(x W^T + b)``, ``[T, O]``, for ``x [T, I]``; prepacked weights by oneDNN."""
+    if weights.scale is not None:
+        return onednn_int8.linear(x, weights)
     if weights.prepacked:
         return onednn.linear(x, weights)
     y = F.linear(x, weights.weight, weights.bias)
@@ -228,24 +230,28 @@ def exit_step_async(
     tickets: Tensor,
     totals: Tensor,
     out: PackedBatch,
+    removes: bool = True,
 ) -> None:
     """`exit_step`, whose survivors are written to memory that has room for all rows.
 
     Args:
-        batch: rows with -1 as their id are absent.
+        batch: rows with -1 as their id are absent, or have left and stayed in their places.
         tickets: ``[B]`` int32 or more, zeros before and after; kernels count on them.
         totals: ``[2]`` int32, becomes the numbers of rows and of tokens that stay, B' and T'.
         out: of the shapes of `batch`. Of ``hidden [T, H]``, T' tokens are written unless all rows
             leave; ``cu_seqlens [B+1]`` becomes the offsets of the B' rows that stay and then T';
             ``row_ids [B]``, theirs and then -1.
+        removes: otherwise all rows keep their places: `out` has the ids of those that stay, and -1
+            for the others; the rest of it is not written.
     """
-    there = int((batch.row_ids >= 0).sum())
-    tokens = int(batch.cu_seqlens[there])
-    present = PackedBatch(
-        batch.hidden[:tokens], batch.cu_seqlens[: there + 1], batch.row_ids[:there]
-    )
-    stay = exit_step(present, pooled[:there], weights, decision, results)
+    there = batch.row_ids >= 0
+    present = compact(batch._replace(hidden=batch.hidden[: int(batch.cu_seqlens[-1])]), there)
+    stay = exit_step(present, pooled[there], weights, decision, results)
     totals[0], totals[1] = len(stay.row_ids), len(stay.hidden)
+    if not removes:
+        gone = ~torch.isin(batch.row_ids, stay.row_ids)
+        out.row_ids.copy_(batch.row_ids.masked_fill(gone, -1))
+        return
     out.row_ids.fill_(-1)
     out.cu_seqlens.fill_(len(stay.hidden))
     for target, source in zip(out, stay, strict=True):

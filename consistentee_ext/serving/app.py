@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -14,12 +15,17 @@ from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, R
 from starlette.routing import Route
 
 import consistentee_ext
+from consistentee_ext.configuration import class_names
+from consistentee_ext.encoder import FastEarlyExitEncoder
 from consistentee_ext.serving import bodies
 from consistentee_ext.serving.errors import ApiError, validation
-from consistentee_ext.serving.scoring import label_names
+from consistentee_ext.serving.levels import ladder
+from consistentee_ext.serving.metrics import Metrics
+from consistentee_ext.serving.model import EncoderModel
 from consistentee_ext.serving.service import (
     MAX_CONCURRENT_REQUESTS,
     HungUpError,
+    Limits,
     Reply,
     Service,
 )
@@ -29,6 +35,28 @@ BODY_BYTES = 2_000_000
 HUNG_UP = 499  # a status that nobody reads
 Body = dict[str, Any]
 Formatted = tuple[Any, Sequence[Reply]]
+
+
+def load_app(
+    checkpoint: str | os.PathLike[str], limits: Limits, level: str | None = None
+) -> Starlette:
+    """The server of a checkpoint, as an ASGI application.
+
+    Args:
+        checkpoint: as for `FastEarlyExitEncoder.from_pretrained`; clients see it as ``model_id``.
+        limits: of requests.
+        level: of the checkpoint's, at which it runs; default its threshold.
+
+    Raises:
+        ValueError: a level that the checkpoint does not have.
+        OSError: there is no such checkpoint.
+    """
+    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
+    threshold = encoder.threshold
+    assert isinstance(threshold, float)  # a checkpoint has one for all layers
+    levels = ladder(encoder.config, threshold, level)
+    service = Service(EncoderModel(encoder), levels, limits, Metrics(encoder.num_layers))
+    return Routes(service, str(checkpoint)).app()
 
 
 class Routes:
@@ -42,7 +70,8 @@ class Routes:
     def __init__(self, service: Service, model_id: str) -> None:
         self._service = service
         self._model_id = model_id
-        self._labels = label_names(service.config)
+        self._created = int(time.time())
+        self._labels = class_names(service.config)
         self._is_reranker = len(self._labels) == 1
 
     def app(self) -> Starlette:
@@ -51,7 +80,12 @@ class Routes:
         post = {"/predict": self.predict, "/rerank": self.rerank, "/vertex": self.vertex}
         post |= {"/": default, "/invocations": default}
         get = {"/": self.health, "/health": self.health, "/ping": self.health}
-        get |= {"/info": self.info, "/metrics": self.metrics, "/status": self.status}
+        get |= {
+            "/v1/models": self.models,
+            "/info": self.info,
+            "/metrics": self.metrics,
+            "/status": self.status,
+        }
         routes = [Route(path, self._tei(route), methods=["POST"]) for path, route in post.items()]
         routes += [Route("/classify", self._vllm(self.classify), methods=["POST"])]
         routes += [Route(path, route, methods=["GET"]) for path, route in get.items()]
@@ -168,6 +202,19 @@ class Routes:
                 "level": service.batcher.level.name,
             }
         )
+
+    async def models(self, request: Request) -> Response:
+        """vLLM's: its clients ask for the name that they send with ``/classify``."""
+        model = {
+            "id": self._model_id,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "consistentee",
+            "root": self._model_id,
+            "parent": None,
+            "max_model_len": self._service.model.encoder.max_tokens,
+        }
+        return JSONResponse({"object": "list", "data": [model]})
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""

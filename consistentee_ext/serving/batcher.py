@@ -82,7 +82,7 @@ class Batcher:
             batcher's thread.
         observer: is told what happens.
         levels: the level in force first, then faster ones, to which the batcher goes while its
-            queue is long; of requests without a threshold of their own.
+            queue is long or deadlines pass in it; of requests without a threshold of their own.
         max_batch_tokens: tokens of a batch; a longer row is a batch of its own.
         max_queue_tokens: tokens that wait at most.
         clock: seconds, monotonic.
@@ -249,7 +249,10 @@ class Batcher:
                 request.waiting_tokens -= length
                 if request.started is None:
                     request.started = now
-            self._brown_out.observe(self._queued_tokens / self._max_queue_tokens)
+            # Where deadlines pass in it, the queue is too long whatever room it has.
+            self._brown_out.observe(
+                1.0 if expired else self._queued_tokens / self._max_queue_tokens
+            )
             self._tell_state()
         if expired:
             self._deliver(expired)

@@ -34,9 +34,3 @@ def _activated(logits: Tensor, config: Any) -> Tensor:
         return logits
     kind = answer_type(config)
     return logits.sigmoid() if kind in (MULTI_LABEL, REGRESSION) else logits.softmax(dim=-1)
-
-
-def label_names(config: Any) -> list[str]:
-    """The name of each label."""
-    names: dict[int, str] = config.id2label
-    return [str(names[number]) for number in range(len(names))]

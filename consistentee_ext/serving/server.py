@@ -18,12 +18,8 @@ import torch
 import uvicorn
 from typing_extensions import override
 
-from consistentee_ext.encoder import FastEarlyExitEncoder
-from consistentee_ext.serving.app import Routes
-from consistentee_ext.serving.levels import ladder
-from consistentee_ext.serving.metrics import Metrics
-from consistentee_ext.serving.model import EncoderModel
-from consistentee_ext.serving.service import Limits, Service
+from consistentee_ext.serving.app import load_app
+from consistentee_ext.serving.service import Limits
 
 DRAIN_SECONDS = 30  # for requests under way, and for clients that are slow to send theirs
 KEEP_ALIVE_SECONDS = 75  # longer than clients keep idle connections, so that they close first
@@ -53,15 +49,8 @@ def serve(
         OSError: the port is taken, or there is no such checkpoint.
         RuntimeError: a worker ended by itself.
     """
-    numbers = {
-        "max_batch_tokens": limits.batch_tokens,
-        "max_queue_tokens": limits.queue_tokens,
-        "max_client_batch_size": limits.client_batch_size,
-        "workers": workers,
-    }
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}")
+    if workers < 1:
+        raise ValueError(f"workers: expected at least 1, got {workers}")
     with _bound(host, port) as listener:
         if workers == 1:
             _run(checkpoint, limits, level, listener)
@@ -88,19 +77,12 @@ def _bound(host: str, port: int) -> socket.socket:
 def _run(
     checkpoint: str | os.PathLike[str], limits: Limits, level: str | None, listener: socket.socket
 ) -> None:
-    encoder = FastEarlyExitEncoder.from_pretrained(checkpoint)
-    threshold = encoder.threshold
-    assert isinstance(threshold, float)  # a checkpoint has one for all layers
-    service = Service(
-        EncoderModel(encoder),
-        ladder(encoder.config, threshold, level),
-        limits,
-        Metrics(encoder.num_layers),
-    )
-    model_id = str(checkpoint)
     config = uvicorn.Config(
-        Routes(service, model_id).app(),
-        log_level="warning",
+        load_app(checkpoint, limits, level),
+        # Not what else is installed: on uvloop a reply to a client that has gone is a traceback.
+        loop="asyncio",
+        http="h11",
+        log_level="error",  # a warning for each request that is none would fill the log
         access_log=False,
         lifespan="on",
         ws="none",
@@ -108,7 +90,7 @@ def _run(
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    _Server(config, model_id).run(sockets=[listener])
+    _Server(config, str(checkpoint)).run(sockets=[listener])
 
 
 class _Server(uvicorn.Server):

@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -36,7 +36,7 @@ class HungUpError(Exception):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a server takes.
+    """What a server takes; raises ValueError where a number is below 1.
 
     Attributes:
         batch_tokens: of a batch.
@@ -44,9 +44,14 @@ class Limits:
         client_batch_size: texts of a request.
     """
 
-    batch_tokens: int
-    queue_tokens: int
-    client_batch_size: int
+    batch_tokens: int = 2048
+    queue_tokens: int = 32768
+    client_batch_size: int = 32
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if (number := getattr(self, field.name)) < 1:
+                raise ValueError(f"max_{field.name}: expected at least 1, got {number}")
 
 
 @dataclass(frozen=True)

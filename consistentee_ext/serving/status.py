@@ -11,11 +11,16 @@ PAGE = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8"><meta http-equiv="refresh" content="2">
+<meta name="viewport" content="width=device-width">
 <title>{title}</title>
 <style>
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto }}
+:root {{ color-scheme: light dark }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto;
+  padding: 0 1rem }}
+h1 {{ font-size: 1.5rem; overflow-wrap: anywhere }}
+h2 {{ font-size: 1.2rem }}
 table {{ border-collapse: collapse; width: 100% }}
-th {{ text-align: left; font-weight: normal; width: 12rem }}
+th {{ text-align: left; font-weight: normal; width: 9rem; opacity: .7 }}
 td {{ font-variant-numeric: tabular-nums }}
 .bar {{ background: #3b6fb6; height: .8em; display: inline-block; margin-right: .5em }}
 </style>

@@ -3,6 +3,8 @@
 
 #include <algorithm>
 #include <tuple>
+#include <type_traits>
+#include <vector>
 
 #include "checks.h"
 #include "kernels/cpu/table.h"
@@ -64,5 +66,24 @@ LayerNorm<scalar_t> layer_norm(
 
 // Tokens worth a thread's start: about 32 KiB of floats.
 inline int64_t norm_grain(int64_t hidden_size) { return 1 + 8192 / (hidden_size + 1); }
+
+// Calls f for ranges of a few of `tokens` rows, which stay in the cache meanwhile, on all threads: as
+// f(begin, end), or as f(begin, end, scratch) with room for `size` floats.
+template <typename F>
+void by_rows(int64_t tokens, int64_t size, const F& f) {
+  const int64_t few = 1 + 16384 / (size + 1);
+  constexpr bool kScratch = std::is_invocable_v<F, int64_t, int64_t, float*>;
+  torch::stable::parallel_for(0, tokens, norm_grain(size), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(kScratch ? size : 0);
+    for (int64_t first = begin; first < end; first += few) {
+      const int64_t last = std::min(first + few, end);
+      if constexpr (kScratch) {
+        f(first, last, scratch.data());
+      } else {
+        f(first, last);
+      }
+    }
+  });
+}
 
 }  // namespace consistentee

@@ -1,47 +1,12 @@
-// The ops that build an engine, run it and free it. Engines are known by numbers: the stable ABI of
-// torch 2.10 has no tensor with a deleter, in which a pointer could travel.
+// The ops that build an engine, run it and free it.
 
-#include <map>
 #include <memory>
-#include <mutex>
 
 #include "cpu/engine.h"
+#include "registry.h"
 
 namespace consistentee {
 namespace {
-
-class Registry {
- public:
-  int64_t add(std::shared_ptr<Engine> engine) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    engines_[++last_] = std::move(engine);
-    return last_;
-  }
-
-  // A pass under way keeps its engine alive.
-  std::shared_ptr<Engine> find(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    const auto found = engines_.find(number);
-    if (found == engines_.end()) fail("engine: expected a number that engine_create gave");
-    return found->second;
-  }
-
-  void remove(int64_t number) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    engines_.erase(number);
-  }
-
- private:
-  std::mutex mutex_;
-  std::map<int64_t, std::shared_ptr<Engine>> engines_;
-  int64_t last_ = 0;
-};
-
-Registry& registry() {
-  // Never destroyed: at the end of the process torch may be gone before its tensors are.
-  static Registry* const instance = new Registry;
-  return *instance;
-}
 
 using OptionalTensor = std::optional<Tensor>;
 
@@ -75,17 +40,21 @@ int64_t engine_create(
       optional_norm(norm_weight, norm_bias, norm_eps),
       optional_linear(product, product_bias),
       product_first};
-  return registry().add(std::make_shared<Engine>(std::move(embedding), hidden_size));
+  return Registry<Engine>::instance().add(
+      std::make_shared<Engine>(std::move(embedding), hidden_size));
 }
 
 void engine_add_block(
     int64_t engine,
     const Tensor& query,
     const OptionalTensor& query_bias,
+    const OptionalTensor& query_scale,
     const OptionalTensor& key_value,
     const OptionalTensor& key_value_bias,
+    const OptionalTensor& key_value_scale,
     const Tensor& attention_out,
     const OptionalTensor& attention_out_bias,
+    const OptionalTensor& attention_out_scale,
     int64_t num_heads,
     int64_t head_size,
     const OptionalTensor& attention_norm_weight,
@@ -93,11 +62,14 @@ void engine_add_block(
     double attention_norm_eps,
     const Tensor& up,
     const OptionalTensor& up_bias,
+    const OptionalTensor& up_scale,
     const std::string& up_activation,
     const Tensor& down,
     const OptionalTensor& down_bias,
+    const OptionalTensor& down_scale,
     const OptionalTensor& gate,
     const OptionalTensor& gate_bias,
+    const OptionalTensor& gate_scale,
     const std::string& gate_activation,
     const Tensor& mlp_norm_weight,
     const OptionalTensor& mlp_norm_bias,
@@ -123,7 +95,8 @@ void engine_add_block(
     double query_norm_eps,
     const OptionalTensor& key_norm,
     double key_norm_eps,
-    bool last_queries) {
+    bool last_queries,
+    int64_t levels) {
   if (!norm_first && !attention_norm_weight) {
     fail("attention_norm_weight: expected one where the norms come behind the sums");
   }
@@ -146,19 +119,27 @@ void engine_add_block(
       key_norm,
       key_norm_eps,
       last_queries);
+  const auto linear = [&](const Tensor& weight,
+                          const OptionalTensor& offset,
+                          const OptionalTensor& weight_scale,
+                          const std::string& activation = "none") {
+    return PrepackedLinear(weight, offset, activation, optional_int8(weight_scale, levels));
+  };
   Attention attention{
-      PrepackedLinear(query, query_bias),
-      optional_linear(key_value, key_value_bias),
-      PrepackedLinear(attention_out, attention_out_bias),
+      linear(query, query_bias, query_scale),
+      key_value ? std::make_optional(linear(*key_value, key_value_bias, key_value_scale))
+                : std::nullopt,
+      linear(attention_out, attention_out_bias, attention_out_scale),
       num_heads,
       head_size,
       std::move(form)};
   find_engine(engine)->add_block(
       {std::move(attention),
        optional_norm(attention_norm_weight, attention_norm_bias, attention_norm_eps),
-       {PrepackedLinear(up, up_bias, up_activation),
-        PrepackedLinear(down, down_bias),
-        optional_linear(gate, gate_bias, gate_activation)},
+       {linear(up, up_bias, up_scale, up_activation),
+        linear(down, down_bias, down_scale),
+        gate ? std::make_optional(linear(*gate, gate_bias, gate_scale, gate_activation))
+             : std::nullopt},
        {mlp_norm_weight, mlp_norm_bias, mlp_norm_eps},
        norm_first,
        optional_norm(attention_out_norm_weight, attention_out_norm_bias, attention_out_norm_eps),
@@ -274,11 +255,13 @@ PackedRows engine_advance(
   return batch;
 }
 
-void engine_free(int64_t engine) { registry().remove(engine); }
+void engine_free(int64_t engine) { Registry<Engine>::instance().remove(engine); }
 
 }  // namespace
 
-std::shared_ptr<Engine> find_engine(int64_t number) { return registry().find(number); }
+std::shared_ptr<Engine> find_engine(int64_t number) {
+  return Registry<Engine>::instance().find(number, "engine_create");
+}
 
 }  // namespace consistentee
 

@@ -16,6 +16,8 @@ inline cudaStream_t current_stream(const Tensor& tensor) {
   return static_cast<cudaStream_t>(stream);
 }
 
+using torch::stable::accelerator::DeviceGuard;
+
 // `memory`: bytes of shared memory beside what the kernel declares.
 template <typename... Params, typename... Args>
 void launch(

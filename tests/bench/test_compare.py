@@ -29,7 +29,7 @@ def test_every_engine_runs(pooling: str) -> None:
     for batch in batches:
         batch["token_type_ids"].zero_()
     shares = (0.25, 0.25, 0.25, 0.25)
-    workload = Workload("tiny", tiny_model(pooling), batches, shares, labels=None)
+    workload = Workload("tiny", tiny_model(pooling), batches, shares, labels=None, calibration=[])
     saved: list[dict[str, Any]] = []
     result = compare(workload, NAMES, 2, lambda part: saved.append(copy.deepcopy(part)))
     assert len(saved) == len(result["rows"]) + 2
@@ -44,7 +44,9 @@ def test_every_engine_runs(pooling: str) -> None:
 
 
 def test_full_depth_gives_hugging_faces_logits() -> None:
-    workload = Workload("tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None)
+    workload = Workload(
+        "tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None, []
+    )
     with torch.inference_mode():
         expected = workload.model(**workload.batches[0]).logits
         (found,) = ENGINES[FULL](workload)()
@@ -56,7 +58,9 @@ def test_what_the_processor_only_emulates_is_left_out(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engines.is_fast", lambda dtype: dtype == torch.float32)
-    workload = Workload("tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None)
+    workload = Workload(
+        "tiny", tiny_model("cls"), [random_batch([5, 9, 3], seed=1)], None, None, []
+    )
     result = compare(workload, [name], 1, lambda part: None)
     assert result["rows"] == {}
     assert result["absent"] == {name: "this processor only emulates bfloat16 products"}

@@ -13,7 +13,7 @@ import torch
 
 import consistentee_ext
 
-OPS = ("add_norm_", "add_norm_pool_", "exit_step_async")
+OPS = ("add_norm_", "add_norm_pool_", "event_record", "event_wait", "exit_step_async")
 
 
 _C: Any = importlib.import_module("consistentee_ext._C")  # compiled

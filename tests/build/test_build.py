@@ -99,6 +99,7 @@ def test_build_info():
         "cuda_architectures",
         "cuda_version",
         "cxx_flags",
+        "int8_product",
         "simd_level",
         "stable_abi_target",
         "torch_version",

@@ -121,6 +121,8 @@ def test_train_says_in_one_line_what_is_wrong(
     check_one_line(train("--max-new-tokens", 32), "max_new_tokens: expected less than 32", "got 32")
     check_one_line(train("--tokens", 0), "tokens: expected a number above 0, got 0")
     check_one_line(train("--target", "silver"), "silver")
+    check_one_line(train("--lora-rank", -1), "lora_rank: expected at least 0, got -1")
+    check_one_line(train("--lora-rank", 4), "lora_rank: expected the readout 'trunk' beside it")
     for option in (("--pooling", "mean"), ("--task", "rte"), ("--epochs", 3), ("--max-length", 9)):
         check_one_line(train(*option), f"{option[0][2:]}: expected none with --generation")
     encoder = tmp_path / "encoder"
@@ -249,3 +251,36 @@ def test_a_classifier_takes_no_generators_option(
     check_one_line(done, "rules: expected a generator's checkpoint beside it")
     done = run("calibrate", checkpoint, "--data", data / "test.tsv", "--max-token-change", 0.1)
     check_one_line(done, "max-token-change: expected a generator's checkpoint beside it")
+
+
+def test_compare_exit_rules(
+    run: Callable[..., Run], decoder: Path, texts: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(texts, data)
+    command = ("compare", "--generation", "--model", decoder, "--output", tmp_path / "out")
+    more = ("--readout", "trunk", "--seeds", 1, "--seed", 9, "--learning-rate", 1e-3)
+    check_one_line(run(*command, *SHORT), "data: expected a folder with train, dev and test.jsonl")
+    check_one_line(run(*command, *SHORT, "--data", data), "test.jsonl: expected a file, found none")
+    shutil.copy(data / "dev.jsonl", data / "test.jsonl")
+    check_one_line(
+        run(*command, "--data", data, "--prompts", data / "dev.jsonl"),
+        "prompts: expected none with --generation",
+    )
+    check_one_line(
+        run(*command, "--data", data, "--task", "rte"), "task: expected none with --generation"
+    )
+    done = run(*command, *SHORT, *more, "--data", data)
+    assert done.code == 0, done.err
+    for said in ("cost ratio 1.25", "cost ratio 1.5", "policy minus it", "truncation", "8 texts"):
+        assert said in done.out
+    result = json.loads((tmp_path / "out" / "comparison.json").read_text())
+    policy = result["methods"]["policy"][0]
+    assert f"{policy['rougeL']['mean']:.2f}" in done.out
+    assert f"[{policy['over_full_depth']['low']:+.2f}," in done.out
+    log = json.loads((tmp_path / "out" / "seed-9" / "model" / "training_log.json").read_text())
+    assert log["run"]["settings"]["learning_rate"] == 1e-3
+    check_one_line(
+        run("compare", "--model", decoder, "--data", data, "--output", tmp_path, "--tokens", 9),
+        "tokens: expected --generation beside it",
+    )

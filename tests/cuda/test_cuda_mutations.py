@@ -147,6 +147,7 @@ def outcome(host: CudaHost, seed: int) -> list[Tensor]:
     # More rows than two tiles of the plan.
     many = make_batch(torch.randint(1, 6, (600,)).tolist(), 1, torch.float32)
     written += host.plan(many, torch.rand(600) < 0.6, seed)
+    written += host.plan(many, torch.rand(600) < 0.6, seed, removes=False)
 
     # One row has more chunks than a block has threads.
     batch = with_absent_rows(make_batch([3, 45, 1, 7, 2, 6], 40, torch.float32), [2, 6])

@@ -71,6 +71,20 @@ def test_plan(host: CudaHost, rows: int, share: float) -> None:
     check_plan(host.plan(batch, keep), batch, reference.compact(batch, keep))
 
 
+@pytest.mark.parametrize("rows", [0, *ROWS])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rows_that_keep_their_places(host: CudaHost, rows: int, share: float) -> None:
+    torch.manual_seed(rows)
+    batch = make_batch(torch.randint(1, 6, (rows,)).tolist(), 3, torch.float32)
+    keep = torch.rand(rows) < share
+    planned = host.plan(batch, keep, seed=rows, removes=False)
+    assert planned.row_ids.tolist() == torch.where(keep, batch.row_ids, -1).tolist()
+    tokens = int(batch.cu_seqlens.diff()[keep].sum())
+    assert planned.totals.tolist() == [int(keep.sum()), tokens]
+    for untouched in (planned.offsets, planned.cu_seqlens):
+        assert bool((untouched == -77).all())
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden_size", [1, 5, 8, 19, 64, 111, 768])
 @pytest.mark.parametrize("splits", [1, 3])
@@ -127,11 +141,17 @@ def check_exit_rows(
         probe = clone(expected)
         reference.exit_step(present, pooled[there], weights, decision, probe)
         threshold = between(probe.exit_scores[present.row_ids])
-    found = clone(expected)
+    found, in_place = clone(expected), clone(expected)
     decision = decide_by(expected, criterion, threshold, layer=2, max_streak=4, last=last)
     stay = reference.exit_step(present, pooled[there], weights, decision, expected)
 
     tickets = torch.zeros(1, dtype=torch.int32)
+    kept = host.exit_rows(batch, pooled, weights, decision, in_place, tickets, removes=False)
+    assert torch.equal(
+        kept.row_ids, batch.row_ids.where(torch.isin(batch.row_ids, stay.row_ids), -1)
+    )
+    assert kept.totals.tolist() == [len(stay.row_ids), len(stay.hidden)]
+    check_results(in_place, expected)
     planned = host.exit_rows(batch, pooled, weights, decision, found, tickets)
     assert tickets.item() == 0
     assert torch.equal(planned.keep, torch.isin(batch.row_ids, stay.row_ids))
@@ -435,6 +455,20 @@ def test_a_first_text_of_less_than_nothing_is_empty(host: CudaHost) -> None:
     u, v, difference, product = pooled.chunk(4, dim=1)
     assert all(bool(part.isnan().all()) for part in (u, difference, product))
     torch.testing.assert_close(v[0], hidden[2:].mean(0))
+
+
+def test_a_row_that_has_left_is_one_text(host: CudaHost) -> None:
+    """It has no number by which to know where its first one ends."""
+    hidden, pooled = torch.randn(5, 8), torch.zeros(2, 32)
+    norm = norm_weights(8, torch.float32)
+    lengths = torch.tensor([1, 1, 2]).int()[1:]  # what lies before them is no row's
+    numbers = (torch.tensor([-1, 0]), lengths)
+    where = (torch.tensor([0, 2, 5]).int(), "pair", torch.zeros(2).int(), pooled, 0, *numbers)
+    host.add_norm_pool(hidden, torch.zeros(5, 8), norm, *where)
+    u, v, *_ = pooled.chunk(4, dim=1)
+    assert torch.equal(u[0], v[0])
+    torch.testing.assert_close(u[1], hidden[2])
+    torch.testing.assert_close(v[1], hidden[3:].mean(0))
 
 
 def test_a_launch_of_no_block_is_an_error(host: CudaHost) -> None:

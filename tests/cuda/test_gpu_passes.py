@@ -15,6 +15,8 @@ from support.models import SEEDS, as_pairs, random_batch, tiny_model
 
 from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
 from consistentee_ext.engines.device import DeviceEngine
+from consistentee_ext.engines.launcher import Launcher
+from consistentee_ext.engines.removal_costs import RemovalCosts
 
 pytestmark = [pytest.mark.gpu_check, pytest.mark.needs_device]
 Batch = dict[str, torch.Tensor]
@@ -34,10 +36,12 @@ def engine_of(encoder: FastEarlyExitEncoder) -> DeviceEngine:
     return encoder._engine
 
 
-def without_graphs(encoder: FastEarlyExitEncoder) -> FastEarlyExitEncoder:
-    """The encoder, from now on launched op by op."""
+def without_graphs(encoder: FastEarlyExitEncoder, one_call: bool) -> FastEarlyExitEncoder:
+    """The encoder, from now on launched by one C++ call, where it takes the model, or op by op."""
     engine = engine_of(encoder)
-    encoder._engine = DeviceEngine(engine.stack, engine.exits, engine._ops, engine._sync)
+    launcher = engine._launcher if one_call else None
+    parts = (engine.stack, engine.exits, engine._ops, engine._sync, None, launcher)
+    encoder._engine = DeviceEngine(*parts, declined="as this test does")
     return encoder
 
 
@@ -88,9 +92,13 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
     batch = mixed_rows(rows)
     expected, rounded = plain(pooling)(**batch), plain(pooling, dtype)(**batch)
     assert rows < 8 or len(set(expected.exit_layers.tolist())) > 2
-    for sync, graphs in product(("eager", "lagged"), (True, False)):
+    for sync, one_call in product(("eager", "lagged"), (None, True, False)):
         encoder = encoder_on(gpu_backend, dtype, sync, pooling)
-        found = (encoder if graphs else without_graphs(encoder))(**batch)
+        if one_call is None:  # by graphs, which are recorded from the second time on
+            encoder(**batch)
+        else:
+            encoder = without_graphs(encoder, one_call)
+        found = encoder(**batch)
         same = found.exit_layers.cpu() == expected.exit_layers
         elsewhere = 0 if dtype == torch.float32 else round(rows / 10)
         assert int((~same).sum()) <= elsewhere
@@ -108,12 +116,16 @@ def test_whole_passes(gpu_backend: str, dtype: torch.dtype, pooling: str, rows: 
 def test_graphs_replay_what_was_launched(
     gpu_backend: str, dtype: torch.dtype, sync: str, pooling: str
 ) -> None:
-    """The first calls are launched, the second record graphs; other rows, sizes and thresholds come
-    between. The same work gives the same bits."""
+    """What comes for the first time is launched, later calls record graphs; other rows, sizes and
+    thresholds come between. The same work gives the same bits: one C++ call has other sizes."""
     batches = [mixed_rows(33, seed=5), mixed_rows(33, seed=6), mixed_rows(5, seed=7)]
     encoder = encoder_on(gpu_backend, dtype, sync, pooling)
+    one_call = engine_of(encoder)._launcher is not None
+    assert one_call == (gpu_backend == "cuda" and dtype != torch.float32)
     first = [encoder(**batch) for batch in batches]
     assert replays_of(encoder) == 0
+    if one_call:
+        first = [encoder(**batch) for batch in batches]
     for _ in range(3):
         for batch, expected in zip(batches, first, strict=True):
             assert_equal(encoder(**batch), expected)
@@ -196,7 +208,8 @@ def test_only_counts_are_waited_for(
     with waits_are_errors():
         for _ in range(3):  # one records graphs, the next replays them
             found = encoder(**batch)
-        without_graphs(encoder)(**batch)
+        for one_call in (True, False):
+            without_graphs(encoder, one_call)(**batch)
         with pytest.raises(RuntimeError, match="synchronizing"):
             int(found.exit_layers[0])
     assert torch.equal(found.exit_layers, expected.exit_layers)
@@ -245,6 +258,30 @@ def test_two_threads(gpu_backend: str) -> None:
             found = list(pool.map(lambda batch: encoder(**batch), batches))
             for one, other in zip(found, expected, strict=True):
                 assert_same(one, other)
+
+
+@pytest.mark.needs_cuda
+@pytest.mark.parametrize("costs", [RemovalCosts([0.0, 1.0], [0.0, 0.0], [1.0, 1.0]), None])
+@pytest.mark.parametrize("pooling", ["cls", "mean", "pair"])
+def test_rows_that_stay_change_nothing(pooling: str, costs: RemovalCosts | None) -> None:
+    """Rows that have left are computed on where removing them never pays, and where it does."""
+    batch = mixed_rows(33)
+    encoder = encoder_on("cuda", torch.bfloat16, "lagged", pooling)
+    engine = engine_of(encoder)
+    removes = RemovalCosts([0.0, 1.0], [0.0, 1.0], [-1.0, -1.0])
+    outputs = []
+    for chosen in (removes, costs):
+        launcher = Launcher(engine.stack, engine.exits, chosen)
+        parts = (engine.stack, engine.exits, engine._ops, "lagged", None, launcher)
+        encoder._engine = DeviceEngine(*parts)
+        outputs.append(encoder(**batch))
+    removed, stayed = outputs
+    same = removed.exit_layers == stayed.exit_layers
+    assert int((~same).sum()) <= 3  # a product of another number of rows may round otherwise
+    tolerance = 4 * torch.finfo(torch.bfloat16).eps
+    torch.testing.assert_close(
+        stayed.logits[same], removed.logits[same], atol=tolerance, rtol=tolerance
+    )
 
 
 @pytest.mark.gpu_memcheck

@@ -11,7 +11,6 @@ from support.models import random_batch, tiny_model
 from transformers import BertTokenizer
 
 from consistentee.data.batch import Batch
-from consistentee.data.labels import class_names
 from consistentee.evaluation.evaluate import (
     evaluate,
     full_depth_logits,
@@ -19,6 +18,7 @@ from consistentee.evaluation.evaluate import (
     time_passes,
 )
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.configuration import class_names
 
 LENGTHS = [5, 2, 9, 30, 9, 1, 12, 7, 3]
 TOKENIZER = BertTokenizer(vocab={"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3})

@@ -40,7 +40,10 @@ def test_an_explicit_choice_runs_or_says_why_not() -> None:
 
 def test_report_has_a_line_and_a_reason_for_each_backend() -> None:
     first, *lines, last = backend_report("cpu").splitlines()
+    lines, products = lines[: len(ORDER)], lines[len(ORDER) :]
     assert first == f"device cpu: backend {BACKENDS[0]}"
+    precisions = [line.partition(" products: ")[0] for line in products]
+    assert precisions == ["float32", "bfloat16", "int8"]
     assert [line[1:].split()[0] for line in lines] == list(ORDER)
     assert all(len(line.split()) > 3 for line in lines)
     assert last.startswith("models of no family here: transformers' own layers")

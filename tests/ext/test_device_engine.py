@@ -81,7 +81,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     fake = Device()
     monkeypatch.setattr("consistentee_ext.engines.load_device_ops", lambda backend: fake)
     monkeypatch.setattr(
-        "consistentee_ext.packed_module.select_backend", lambda device, backend: "cuda"
+        "consistentee_ext.packed_module.select_backend", lambda device, backend: "triton"
     )
     read = Counts.read
 
@@ -98,7 +98,7 @@ def encoder_pair(
     sync: str, pooling: str = "mean"
 ) -> tuple[FastEarlyExitEncoder, FastEarlyExitEncoder]:
     model = tiny_model(pooling, seed=SEEDS[pooling])
-    on_device = FastEarlyExitEncoder(model, backend="cuda", threshold=0.6, sync=sync)
+    on_device = FastEarlyExitEncoder(model, backend="triton", threshold=0.6, sync=sync)
     plain = FastEarlyExitEncoder(model, threshold=0.6)
     engine = plain._engine
     plain._engine = EagerEngine(engine.stack, engine.exits, reference)
@@ -304,10 +304,14 @@ def test_padded_attention(dtype: torch.dtype, first_tokens_alone: bool, behind: 
 
 def test_the_cuda_ops_launch_what_is_counted_and_never_wait() -> None:
     sources = Path(__file__).parents[2] / "csrc" / "cuda"
-    for name, file in (("exit_step_async", "exit/exit_step.cu"), ("add_norm", "layer/norm.cu")):
-        text = (sources / file).read_text(encoding="utf-8")
-        launches = len(re.findall(r"\blaunch(?:_copy)?\(", text))
-        assert launches == LAUNCHES[name] * (2 if name == "add_norm" else 1)
+    files = {
+        "exit_step_async": "exit/exit_step",
+        "add_norm": "layer/norm",
+        "add_norm_pool": "layer/pool",
+    }
+    for name, file in files.items():
+        text = (sources / f"{file}.cu").read_text(encoding="utf-8")
+        assert len(re.findall(r"\blaunch(?:_copy)?\(", text)) == LAUNCHES[name]
         assert not re.findall(r"Synchronize|cudaMemcpy|\.to\(|\.item\(", text)
 
 

@@ -8,21 +8,16 @@ from pathlib import Path
 from random import Random
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from support.backends import BACKENDS
-from support.models import random_batch, scramble, tiny_bert_config, tiny_classifier, tiny_model
+from support.models import random_batch, tiny_classifier, tiny_model
 from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel
 
-from consistentee.measures.exit_scores import leave_at
-from consistentee.model.modeling import ConsistentEEForSequenceClassification
 from consistentee_ext import FastEarlyExitEncoder
-from consistentee_ext import encoder as encoder_module
-from consistentee_ext.configuration import ConsistentEEConfig
 from consistentee_ext.output import EarlyExitOutput
 
 NEAR = 1e-3  # a probability this near its threshold may fall on either side
@@ -224,23 +219,6 @@ def test_thresholds_a_layer() -> None:
     check_against(encoder(**inputs), simulate(model, inputs, [0.7] * 3))
 
 
-@pytest.mark.parametrize(
-    "value",
-    [
-        np.float32(0.25),
-        np.array(0.25),
-        torch.tensor(0.25),
-        np.full(3, 0.25),
-        [torch.tensor(0.25)] * 3,
-    ],
-    ids=repr,
-)
-def test_thresholds_of_other_libraries(value: Any) -> None:
-    encoder = FastEarlyExitEncoder(tiny_model())
-    encoder.threshold = value
-    assert encoder.threshold == 0.25
-
-
 def test_exit_layers_choose_where_rows_may_leave() -> None:
     model = tiny_model(policy_input="state")  # a policy that does not see the exit before it
     inputs = random_batch([4, 9, 30, 12, 6, 20] * 3, seed=6)
@@ -302,16 +280,6 @@ def test_output_is_a_hugging_face_output() -> None:
     assert found.logits.dtype == found.exit_scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("value", [0, -0.1, 1.01, float("nan"), [0.5], [0.5, 0.5, 2], {1: 0.5}])
-def test_bad_thresholds_change_nothing(value: Any) -> None:
-    encoder = FastEarlyExitEncoder(tiny_model(), threshold=0.4)
-    with pytest.raises(ValueError, match="threshold: expected"):
-        encoder.threshold = value
-    with pytest.raises(TypeError, match="threshold: expected a number in"):
-        encoder.threshold = cast(Any, "0.5")
-    assert encoder.threshold == 0.4
-
-
 def test_bad_construction_names_the_argument() -> None:
     model = tiny_model()
     with pytest.raises(ValueError, match=r"exit_layers: expected some of \[1, 2, 3, 4\], got 5"):
@@ -338,72 +306,3 @@ def test_bad_construction_names_the_argument() -> None:
     decoder = BertConfig(**(model.config.backbone.to_dict() | {"is_decoder": True}))
     with pytest.raises(ValueError, match="expected an encoder, got a config with is_decoder"):
         FastEarlyExitEncoder(BertForSequenceClassification(decoder))
-
-
-def test_alpha_is_for_models_trained_over_a_range() -> None:
-    fixed = tiny_model()
-    assert FastEarlyExitEncoder(fixed).alpha is None
-    with pytest.raises(
-        ValueError, match=r"^alpha: expected none, as the model was trained for one"
-    ):
-        FastEarlyExitEncoder(fixed, alpha=0.1)
-    config = ConsistentEEConfig(tiny_bert_config(), alpha=0.1, alpha_range=[0.02, 0.5])
-    adjustable = scramble(ConsistentEEForSequenceClassification(config), seed=5)
-    encoder = FastEarlyExitEncoder(adjustable)
-    assert encoder.alpha == 0.1
-    with pytest.raises(ValueError, match=r"^alpha: expected a number in \[0.02, 0.5\], got 0.6$"):
-        encoder.alpha = 0.6
-    with pytest.raises(TypeError, match=r"^alpha: expected a number in .*, got str$"):
-        encoder.alpha = cast(Any, "fast")
-
-
-def test_every_backend_follows_alpha(backend: str) -> None:
-    """Against the model itself, whose policies read alpha as a feature of their own."""
-    config = ConsistentEEConfig(
-        tiny_bert_config(), num_labels=3, alpha=0.1, alpha_range=[0.02, 0.5]
-    )
-    model = scramble(ConsistentEEForSequenceClassification(config), seed=5)
-    inputs = random_batch([5, 2, 9, 30, 9, 1, 12, 7], seed=2)
-    encoder = FastEarlyExitEncoder(model, backend=backend)
-    seen = set()
-    for alpha in (0.1, 0.02, 0.5):
-        encoder.alpha = alpha
-        with torch.no_grad():
-            output = model(**inputs, alpha=alpha)
-        scores = output.policy_logits.sigmoid()
-        threshold = scores.median().item() + 1e-5
-        encoder.threshold = threshold
-        found = encoder(**inputs)
-        assert encoder.threshold == threshold
-        expected = leave_at(scores, threshold)
-        assert found.exit_layers.tolist() == expected.tolist()
-        seen.add(tuple(expected.tolist()))
-    assert len(seen) > 1
-
-
-def test_criterion_and_threshold_set_between_calls(backend: str) -> None:
-    model, batch = tiny_model(), random_batch([5, 3, 9, 12])
-    encoder = FastEarlyExitEncoder(model, threshold=0.6, backend=backend)
-    encoder.criterion, encoder.threshold = "entropy", 0.3
-    expected = FastEarlyExitEncoder(model, criterion="entropy", threshold=0.3, backend=backend)
-    assert encoder.criterion == "entropy"
-    assert torch.equal(encoder(**batch).exit_scores, expected(**batch).exit_scores)
-
-
-def test_a_pass_keeps_the_threshold_it_began_with(
-    monkeypatch: pytest.MonkeyPatch, backend: str
-) -> None:
-    """Another thread may set it in the middle."""
-    batch = random_batch([5, 3, 9, 12])
-    encoder = FastEarlyExitEncoder(tiny_model(seed=3), threshold=0.6, backend=backend)
-    expected = encoder(**batch)
-    pack = encoder_module.pack_inputs
-
-    def setting(*arguments: Any) -> object:
-        encoder.threshold = 1.0  # after the call has begun
-        return pack(*arguments)
-
-    monkeypatch.setattr(encoder_module, "pack_inputs", setting)
-    assert torch.equal(encoder(**batch).exit_layers, expected.exit_layers)
-    assert encoder(**batch).exit_layers.tolist() == [4] * 4
-    assert len(set(expected.exit_layers.tolist())) > 1

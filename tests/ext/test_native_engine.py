@@ -34,7 +34,7 @@ from consistentee_ext.packed import ExitResults, InputLimits, PackedBatch
 pytestmark = pytest.mark.needs_native
 
 NEEDS_BF16 = pytest.mark.skipif(
-    not onednn._available(torch.bfloat16), reason="this processor has no bfloat16 products"
+    not onednn.is_available(torch.bfloat16), reason="this processor has no bfloat16 products"
 )
 BATCH = random_batch([5, 1, 17, 9, 9, 30, 2], seed=3)
 
@@ -100,7 +100,7 @@ def test_what_cannot_be_packed_goes_op_by_op() -> None:
 def test_bfloat16_goes_op_by_op_where_the_processor_has_no_products(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(onednn, "_available", lambda dtype: dtype != torch.bfloat16)
+    monkeypatch.setattr(onednn, "is_available", lambda dtype: dtype != torch.bfloat16)
     encoder = FastEarlyExitEncoder(tiny_model(seed=3), exit_layers=[], dtype=torch.bfloat16)
     assert isinstance(encoder._engine, EagerEngine)
     exact = FastEarlyExitEncoder(tiny_model(seed=3), exit_layers=[])(**BATCH)

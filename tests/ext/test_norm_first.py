@@ -159,7 +159,7 @@ def test_exits(backend: str, make: Any, pooling: str) -> None:
 
 
 @pytest.mark.needs_native
-@pytest.mark.skipif(not onednn._available(torch.bfloat16), reason="no bfloat16 products here")
+@pytest.mark.skipif(not onednn.is_available(torch.bfloat16), reason="no bfloat16 products here")
 @pytest.mark.parametrize("pooling", ["cls", "mean"])
 def test_bfloat16(pooling: str) -> None:
     """The native engine is as near to float32 as plain PyTorch is in bfloat16."""

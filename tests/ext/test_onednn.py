@@ -21,7 +21,7 @@ def test_linear(
     activation: str | None,
 ) -> None:
     if not prepacked:
-        monkeypatch.setattr(onednn, "_available", lambda dtype: False)
+        monkeypatch.setattr(onednn, "is_available", lambda dtype: False)
     torch.manual_seed(0)
     x, weight, bias = torch.randn(rows, 99), torch.randn(65, 99) / 10, torch.randn(65)
     x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
@@ -57,3 +57,17 @@ def test_rows_behind_x_in_memory_do_not_matter(dtype: torch.dtype, rows: int, mo
     assert found.shape == (rows, 24)
     tolerance = 1e-5 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found, alone, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.needs_native
+@pytest.mark.parametrize("before", [1, 130])
+def test_rows_amid_a_tensor(before: int) -> None:
+    """Those from where x begins, not from the beginning of its memory."""
+    torch.manual_seed(0)
+    weights = onednn.prepack(torch.randn(24, 16), torch.randn(24), None)
+    buffer = torch.randn(before + 200, 16)
+    x = buffer[before : before + 129]
+    with torch.inference_mode():
+        found = load_ops("cpu").linear(x, weights)
+        alone = load_ops("torch").linear(x.clone(), weights)
+    torch.testing.assert_close(found, alone, rtol=1e-5, atol=1e-5)

@@ -243,20 +243,31 @@ import sys
 sys.path[:0] = {path!r}
 from pathlib import Path
 import torch
-from test_decoder_training import FIELDS, SETTINGS, tables, train
+from test_decoder_training import SETTINGS, replace, tables, train
 torch.set_num_threads(1)
-train(Path({backbone!r}), *tables(), {output!r}, SETTINGS, **FIELDS)
+train(Path({backbone!r}), *tables(), {output!r}, replace(SETTINGS, **{settings!r}), **{fields!r})
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "fields"),
+    [
+        ({}, FIELDS),
+        ({"target": "gold", "learning_rate": 1e-2, "lora_rank": 3}, {"readout": "trunk"}),
+    ],
+    ids=["translators", "lora"],
+)
 def test_two_processes_share_the_rows_of_a_step(
-    backbone: Path, trained: Path, tmp_path: Path
+    backbone: Path, tmp_path: Path, settings: dict[str, Any], fields: DecoderFields
 ) -> None:
     """A step's loss is then the mean of two means, of about as many tokens each."""
+    alone, output = tmp_path / "one", tmp_path / "two"
+    train(backbone, *tables(), alone, replace(SETTINGS, **settings), **fields)
     path = [*map(str, (Path(__file__).parent, Path(__file__).parents[1])), *sys.path]
-    script, output = tmp_path / "train.py", tmp_path / "two"
-    script.write_text(PROCESS.format(path=path, backbone=str(backbone), output=str(output)))
+    script = tmp_path / "train.py"
+    names = {"backbone": str(backbone), "output": str(output), "path": path}
+    script.write_text(PROCESS.format(**names, settings=settings, fields=fields))
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -265,8 +276,10 @@ def test_two_processes_share_the_rows_of_a_step(
     assert done.returncode == 0, done.stderr.decode()
     found, expected = (
         json.loads((folder / "training_log.json").read_text())["phases"]
-        for folder in (output, trained)
+        for folder in (output, alone)
     )
     assert list(found) == list(expected)
     for name in expected:
         assert found[name]["losses"] == pytest.approx(expected[name]["losses"], rel=0.05)
+    weights, names_alone = (load_file(f / "model.safetensors") for f in (output, alone))
+    assert weights.keys() == names_alone.keys()

@@ -10,6 +10,7 @@ import torch
 from support.decoders import PatternRule, random_exits, random_rows, tiny_causal_lm
 
 from consistentee.generation import passes
+from consistentee.generation.answers import FULL_DEPTH
 from consistentee.generation.data import answered_rows, collate
 from consistentee.generation.losses import PolicyObjective
 from consistentee.generation.measure import (
@@ -28,6 +29,7 @@ from consistentee.generation.passes import (
     TrainedPart,
     target_tokens,
 )
+from consistentee.generation.streams import two_streams
 from consistentee.training.estimators import exact
 from consistentee_ext.generation.reference import ReferenceDecoder, generate
 from consistentee_ext.generation.rules import PolicyRule
@@ -176,6 +178,23 @@ def test_memorized_layers_of_tokens():
     assert set(expected) == {1, 3, 4}
     table = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 0, 1], [0, 0, 1], [1, 1, 0], [0, 0, 0]])
     assert memorized_layers(model, table).tolist() == [1, 3, 4, 4, 4, 4]
+
+
+def test_layers_under_autocast_and_the_head_in_float32():
+    """bfloat16 logits would tie."""
+    model = tiny_causal_lm("llama, biases and tied", readout="trunk")
+    _, rows = own_answers(model)
+    batch = collate(list(rows))
+    with torch.no_grad():
+        exact = two_streams(model, **batch, rule=FULL_DEPTH).states
+        with torch.autocast("cpu", torch.bfloat16):
+            states = two_streams(model, **batch, rule=FULL_DEPTH).states.float()
+        assert not torch.allclose(states, exact, rtol=1e-4, atol=1e-4)
+        logits = states @ model.backbone.lm_head.weight.T
+    expected = logits.argmax(-1) == target_tokens(**batch)[:, None]
+    assert torch.equal(right_exits(model, rows, bf16=True), expected)
+    forced = teacher_forced(model, rows, PolicyRule(1.0), bf16=True)
+    assert torch.equal(forced.right, expected[:, -1])
 
 
 def test_hardness_stands_where_tokens_decide(monkeypatch):

@@ -19,7 +19,11 @@ __global__ void plan_only(
     const int64_t* row_ids,
     int64_t rows,
     SurvivorPlan plan) {
-  plan_survivors<kPlanThreads>(keep, cu_seqlens, row_ids, rows, plan);
+  if (plan.removes) {
+    plan_survivors<kPlanThreads>(keep, cu_seqlens, row_ids, rows, plan);
+  } else {
+    mark_survivors<kPlanThreads>(keep, cu_seqlens, row_ids, rows, plan);
+  }
 }
 
 template <typename F>

@@ -28,7 +28,10 @@ NORM_WARPS, POOL_TOKENS, SHARED_MEMORY = 8, 16, 48 << 10
 
 
 class Plan(ctypes.Structure):
-    _fields_: ClassVar = [(n, c_void_p) for n in ("offsets", "cu_seqlens", "row_ids", "totals")]
+    _fields_: ClassVar = [
+        *((n, c_void_p) for n in ("offsets", "cu_seqlens", "row_ids", "totals")),
+        ("removes", c_bool),
+    ]
 
 
 class Rows(ctypes.Structure):
@@ -137,9 +140,11 @@ class CudaHost:
         if message is not None:
             raise RuntimeError(message.decode())
 
-    def plan(self, batch: PackedBatch, keep: Tensor, seed: int = 0) -> Planned:
+    def plan(
+        self, batch: PackedBatch, keep: Tensor, seed: int = 0, removes: bool = True
+    ) -> Planned:
         planned = Planned.empty(len(batch.row_ids))._replace(keep=keep)
-        addresses = Plan(*(tensor.data_ptr() for tensor in planned[:4]))
+        addresses = Plan(*(tensor.data_ptr() for tensor in planned[:4]), removes)
         _, cu_seqlens, row_ids = (tensor.data_ptr() for tensor in batch)
         rows = len(batch.row_ids)
         self._run("run_plan", seed, keep.data_ptr(), cu_seqlens, row_ids, rows, addresses)
@@ -166,6 +171,7 @@ class CudaHost:
         results: ExitResults,
         tickets: Tensor,
         seed: int = 0,
+        removes: bool = True,
     ) -> Planned:
         """Decides B rows in place of `results`, and plans where those that stay go."""
         rows = len(batch.row_ids)
@@ -198,7 +204,7 @@ class CudaHost:
             head,
             how,
             Results(*(tensor.data_ptr() for tensor in results)),
-            Plan(*(tensor.data_ptr() for tensor in planned[:4])),
+            Plan(*(tensor.data_ptr() for tensor in planned[:4]), removes),
         )
         return planned
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
@@ -118,11 +118,13 @@ class PatternRule:
     """Answer token n of row b leaves behind layer ``exits[b, n - 1]``."""
 
     exits: torch.Tensor
-    reads_logits: ClassVar[bool] = False
 
     def __call__(self, arrival: Arrival) -> torch.Tensor:
         numbers = arrival.numbers.clamp(1, self.exits.shape[1])
         return self.exits[arrival.rows, numbers - 1] == arrival.layer
+
+    def reads_logits(self, layer: int) -> bool:
+        return False
 
 
 def random_exits(rows: int, tokens: int, seed: int = 0) -> torch.Tensor:

@@ -48,7 +48,8 @@ def save_classifier(folder: Path, family: str = "bert", dtype: Any = None, **fie
         "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads",
         "intermediate_size", "max_position_embeddings",
     )  # fmt: skip
-    config = AutoConfig.for_model(family, **{n: sizes[n] for n in names}, pad_token_id=0, **fields)
+    values = {n: sizes[n] for n in names} | {"num_key_value_heads": 2, "head_dim": 8}
+    config = AutoConfig.for_model(family, **values, pad_token_id=0, **fields)
     set_seed(0)
     model = scramble(AutoModelForSequenceClassification.from_config(config), seed=5)
     model.to(dtype or torch.float32).save_pretrained(folder)
@@ -114,17 +115,27 @@ def agree(kind: str, logits: torch.Tensor, full: torch.Tensor) -> torch.Tensor:
     return (logits - full).abs()[:, 0] <= 0.05
 
 
-@pytest.mark.parametrize("family", ["bert", "roberta", "distilbert"])
+# What a family's own head reads, and what it applies before its last product.
+FAMILIES = {
+    "bert": ("cls", "tanh"),
+    "roberta": ("cls", "tanh"),
+    "distilbert": ("cls", "relu"),
+    "megatron-bert": ("cls", "tanh"),  # a norm behind the last block
+    "qwen3": ("last", "none"),  # that too, and one product without bias
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_last_answers_are_the_models_bit_for_bit(
     family: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    """Its pooling, its activation (DistilBERT's is ReLU), its dtype; the new heads read means."""
+    """Its pooling, its activation, its dtype; the new heads read means."""
     plain = save_classifier(tmp_path / "plain", family, dtype, num_labels=3)
     add_exits(plain, texts(60), tmp_path / "exits", SETTINGS)
     config = json.loads((tmp_path / "exits" / "config.json").read_text())
-    assert (config["pooling"], config["last_pooling"]) == ("mean", "cls")
-    assert config["last_activation"] == ("relu" if family == "distilbert" else "tanh")
+    assert config["pooling"] == "mean"
+    assert (config["last_pooling"], config["last_activation"]) == FAMILIES[family]
     batch = random_batch([5, 2, 9], seed=2)
     batch["input_ids"] %= len(WORDS)
     batch.pop("token_type_ids")
@@ -236,6 +247,23 @@ def test_what_cannot_be_is_said(
             tmp_path, texts(rows), tmp_path / "out", AddExitsSettings(**(vars(SETTINGS) | change))
         )
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_padding_token_at_the_end_of_texts_is_refused(tmp_path: Path) -> None:
+    """A causal classifier reads the token before it; its exits would read another."""
+    plain = save_classifier(tmp_path / "plain", "qwen3", num_labels=3)
+    tokenizer = BertTokenizer.from_pretrained(plain, pad_token="[SEP]")
+    tokenizer.save_pretrained(plain)
+    with pytest.raises(ValueError, match=r"model: expected a tokenizer that does not end texts wi"):
+        add_exits(plain, texts(60), tmp_path / "exits", SETTINGS)
+    assert not (tmp_path / "exits.partial").exists()
+
+
+@pytest.mark.parametrize("fields", [{}, {"classifier_pooling": "mean"}], ids=str)
+def test_a_head_that_exits_cannot_compute_is_refused(fields: Any, tmp_path: Path) -> None:
+    plain = save_classifier(tmp_path / "plain", "modernbert", num_labels=3, **fields)
+    with pytest.raises(ValueError, match="to which no exits can be added yet"):
+        add_exits(plain, texts(60), tmp_path / "exits", SETTINGS)
 
 
 def test_parts_are_apart_and_of_their_sizes() -> None:

@@ -28,11 +28,6 @@ Tokens tokens_of(const int32_t* offsets, const Tensor& slots, const SlotCache& c
   return tokens;
 }
 
-Tensor part(const Tensor& product, int64_t first, int64_t size) {
-  Tensor all = product;
-  return torch::stable::narrow(all, 1, first, size);
-}
-
 }  // namespace
 
 Tensor prefill(
@@ -72,17 +67,21 @@ Tensor prefill(
     form.high = attention.form.high;
     form.last_queries = true;
     const bool last = layer + 1 == engine.num_layers();
-    const Tensor queries = last ? gather_rows(product, ends) : product;
-    const Tensor context = attend(
-        part(queries, 0, of_queries),
-        part(product, of_queries, of_keys),
-        part(product, of_queries + of_keys, of_keys),
+    const Product all = Product::of(product);
+    const Product queries = last ? Product::of(gather_rows(product, ends)) : all;
+    const Operand context =
+        attention.out.operand(new_tokens(hidden, last ? rows : count, of_queries));
+    attend(
+        {queries, 0, of_queries},
+        {all, of_queries, of_keys},
+        {all, of_queries + of_keys, of_keys},
         last ? one_each : cu_seqlens,
         cu_seqlens,
         attention.num_heads,
-        form);
-    hidden =
-        block.behind_attention(attention.out(context), last ? gather_rows(hidden, ends) : hidden);
+        form,
+        context);
+    const Tensor attended = attention.out.product(context).finished();
+    hidden = block.behind_attention(attended, last ? gather_rows(hidden, ends) : hidden);
   }
   return normed(hidden, last_norm);
 }

@@ -34,14 +34,21 @@ void prefetch(const AttentionHead<scalar_t>& head) {
 
 }  // namespace
 
-Tensor attend(
-    const Tensor& query,
-    const Tensor& key,
-    const Tensor& value,
+Tensor Columns::tensor() const {
+  Tensor all = product.rows;
+  return torch::stable::narrow(all, 1, first, size);
+}
+
+void attend(
+    const Columns& query_of,
+    const Columns& key_of,
+    const Columns& value_of,
     const Tensor& query_offsets,
     const Tensor& key_offsets,
     int64_t num_heads,
-    const Form& form) {
+    const Form& form,
+    const Operand& out) {
+  const Tensor query = query_of.tensor(), key = key_of.tensor(), value = value_of.tensor();
   const int64_t query_stride = check_tokens(query, "query", query);
   const int64_t key_stride = check_tokens(key, "key", query);
   const int64_t value_stride = check_tokens(value, "value", query);
@@ -66,7 +73,17 @@ Tensor attend(
   std::vector<AttentionForm> forms;
   for (int64_t head = 0; head < num_heads; ++head) forms.push_back(form_of(form, head, head_size));
 
-  Tensor out = new_tokens(query, tokens, hidden_size);
+  // A row's part of the products, which no other row reads.
+  const bool one_product = &query_of.product == &key_of.product;
+  const auto finish = [&](int64_t row) {
+    query_of.product.finish(queries[row], queries[row + 1]);
+    if (!one_product) key_of.product.finish(keys[row], keys[row + 1]);
+  };
+  const auto each_row = [&](const auto& f) {
+    torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t row = begin; row < end; ++row) f(row);
+    });
+  };
   dispatch(query, "query", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
     const bool relative = form.buckets.has_value();
@@ -97,23 +114,29 @@ Tensor attend(
           own,
       };
     };
+    const bool whole_rows = groups == 1, in_parts = query_of.product.scales || out.integers;
+    if (in_parts && !whole_rows) each_row(finish);
     // Rows differ in length: a thread that is done takes the next task.
     std::atomic<int64_t> next{0};
     torch::stable::parallel_for(0, std::min(threads, tasks), 1, [&](int64_t, int64_t) {
       const std::unique_ptr<float[]> scratch(new float[memory]);  // a vector would write zeros
       for (int64_t task = next++; task < tasks; task = next++) {
         const int64_t row = task / groups, first = task % groups * heads;
+        if (whole_rows) finish(row);
         for (int64_t head = first; head < first + heads; ++head) {
           if (head + 1 < first + heads) prefetch(head_at(row, head + 1));
           kernels.attend_head(
               head_at(row, head),
-              mutable_data<scalar_t>(out) + queries[row] * hidden_size + head * head_size,
+              mutable_data<scalar_t>(out.rows) + queries[row] * hidden_size + head * head_size,
               scratch.get());
         }
+        if (whole_rows) out.write(queries[row], queries[row + 1]);
       }
     });
+    if (in_parts && !whole_rows) {
+      each_row([&](int64_t row) { out.write(queries[row], queries[row + 1]); });
+    }
   });
-  return out;
 }
 
 namespace {
@@ -159,7 +182,18 @@ Tensor attention(
       key_norm,
       key_norm_eps,
       last_queries);
-  return attend(query, key, value, query_offsets, key_offsets, num_heads, form);
+  const Product queries = Product::of(query), keys = Product::of(key), values = Product::of(value);
+  const Operand out = Operand::of(new_tokens(query, query.size(0), query.size(1)));
+  attend(
+      {queries, 0, query.size(1)},
+      {keys, 0, key.size(1)},
+      {values, 0, value.size(1)},
+      query_offsets,
+      key_offsets,
+      num_heads,
+      form,
+      out);
+  return out.rows;
 }
 
 }  // namespace

@@ -78,8 +78,8 @@ struct Mlp {
   PrepackedLinear up, down;
   std::optional<PrepackedLinear> gate;
 
-  // x [T, H] -> down(up(x)), or down(gate(x) * up(x)).
-  Tensor operator()(const Tensor& x) const;
+  // x [T, H], which `up` and `gate` read -> down(up(x)), or down(gate(x) * up(x)).
+  Product operator()(const Operand& x) const;
 };
 
 struct Block {
@@ -97,26 +97,33 @@ struct Block {
   Tensor behind_attention(Tensor attended, const Tensor& residual) const;
 };
 
-// query [Tq, heads * d], key and value [T, kv_heads * d].
-Tensor attend(
-    const Tensor& query,
-    const Tensor& key,
-    const Tensor& value,
+// Columns of the rows of a product.
+struct Columns {
+  const Product& product;
+  int64_t first, size;
+
+  Tensor tensor() const;
+};
+
+// query [Tq, heads * d], key and value [T, kv_heads * d], into `out` [Tq, heads * d]. The products are
+// finished, those of the queries and of the keys, which is that of the values, row by row.
+void attend(
+    const Columns& query,
+    const Columns& key,
+    const Columns& value,
     const Tensor& query_offsets,
     const Tensor& key_offsets,
     int64_t num_heads,
-    const Form& form);
+    const Form& form,
+    const Operand& out);
 
-// hidden = norm(hidden + residual), both [T, H].
-void add_norm(const Tensor& hidden, const Tensor& residual, const Norm& norm);
+// hidden = norm(hidden + residual), both [T, H], where `out` has the rows of hidden.
+void add_norm(const Product& hidden, const Tensor& residual, const Norm& norm, const Operand& out);
 
 // norm(hidden), [T, H].
 Tensor normed(const Tensor& hidden, const Norm& norm);
 
 // target += source, both [T, H].
 void add(const Tensor& target, const Tensor& source);
-
-// target *= source, both [T, H].
-void multiply(const Tensor& target, const Tensor& source);
 
 }  // namespace consistentee

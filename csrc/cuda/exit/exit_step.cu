@@ -36,7 +36,8 @@ void exit_step_async(
     const Tensor& totals,
     const Tensor& out_hidden,
     const Tensor& out_cu_seqlens,
-    const Tensor& out_row_ids) {
+    const Tensor& out_row_ids,
+    bool removes) {
   const DeviceBatch batch = check_device_batch(hidden, cu_seqlens, row_ids);
   check_tensor(pooled, "pooled", hidden.scalar_type(), {batch.rows, batch.hidden_size});
   const ExitResults results = check_results(logits, exit_layers, exit_scores, labels, streaks);
@@ -74,7 +75,7 @@ void exit_step_async(
   if (memory > kSharedMemory - plan_memory(kExitThreads) - 64)
     fail("hidden size, classes: too large for shared memory");
 
-  const torch::stable::accelerator::DeviceGuard guard(hidden.get_device_index());
+  const DeviceGuard guard(hidden.get_device_index());
   const cudaStream_t stream = current_stream(hidden);
   if (batch.rows == 0) {
     for (const Tensor* counts : {&totals, &out_cu_seqlens}) {
@@ -89,7 +90,8 @@ void exit_step_async(
       mutable_data<int32_t>(offsets),
       mutable_data<int32_t>(out_cu_seqlens),
       mutable_data<int64_t>(out_row_ids),
-      mutable_data<int32_t>(totals)};
+      mutable_data<int32_t>(totals),
+      removes};
   dispatch_dtype(hidden, "hidden", [&](auto element) {
     using scalar_t = decltype(element);
     const ExitRows<scalar_t> rows{
@@ -111,7 +113,7 @@ void exit_step_async(
         results,
         plan);
   });
-  if (!last) launch_copy(hidden, cu_seqlens, offsets, out_hidden, stream);
+  if (removes && !last) launch_copy(hidden, cu_seqlens, offsets, out_hidden, stream);
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 #include "kernels/cpu/mean_rows.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/place.h"
+#include "kernels/cpu/quantize.h"
 
 #define CONSISTENTEE_STRING_(x) #x
 #define CONSISTENTEE_STRING(x) CONSISTENTEE_STRING_(x)
@@ -27,6 +28,9 @@ constexpr Kernels<scalar_t> kKernels{
     add_elements<scalar_t>,
     multiply_elements<scalar_t>,
     embed_tokens<scalar_t>,
+    quantize_tokens<scalar_t>,
+    finish_tokens<scalar_t>,
+    requantize_tokens<scalar_t>,
     multiply_few_rows<scalar_t>,
 };
 

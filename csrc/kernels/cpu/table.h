@@ -81,6 +81,18 @@ struct RowsProduct {
   scalar_t* out;
 };
 
+// A token's numbers are scale * (integer - levels - 1) + centre, with integers from 0 to 2 levels + 1.
+struct TokenScale {
+  float scale, centre;
+};
+
+// What the outputs of a product of integers, each already times the scale of its weights, still lack.
+struct OutputScale {
+  const float* sums;  // of an output's weights
+  const float* bias;
+  Activation activation;
+};
+
 template <typename scalar_t>
 struct Kernels {
   // Decides rows [begin, end) of pooled [B, H]; keep[row] is 1 where the row stays. `scratch` holds
@@ -154,6 +166,37 @@ struct Kernels {
       const Embeddings<scalar_t>& tables,
       const LayerNorm<scalar_t>& norm,
       scalar_t* out,
+      int64_t begin,
+      int64_t end,
+      float* scratch);
+  // x [T, size], of tokens [begin, end), as integers: the token's least number is 0, its largest
+  // 2 levels + 1. The scale is NaN where a number of the token is not finite.
+  void (*quantize_tokens)(
+      const scalar_t* x,
+      int64_t size,
+      int64_t levels,
+      uint8_t* out,
+      TokenScale* scales,
+      int64_t begin,
+      int64_t end);
+  // x = f(scale x + centre sums + bias) for tokens [begin, end) of [T, size].
+  void (*finish_tokens)(
+      scalar_t* x,
+      const TokenScale* scales,
+      const OutputScale& output,
+      int64_t size,
+      int64_t begin,
+      int64_t end);
+  // Both in one: what finish_tokens would make of x, as integers; x stays as it is. `scratch` holds
+  // `size` floats.
+  void (*requantize_tokens)(
+      const scalar_t* x,
+      const TokenScale* scales,
+      const OutputScale& output,
+      int64_t size,
+      int64_t levels,
+      uint8_t* out,
+      TokenScale* out_scales,
       int64_t begin,
       int64_t end,
       float* scratch);

@@ -135,7 +135,11 @@ static __global__ void __launch_bounds__(kExitThreads) exit_rows(
   __syncthreads();
   if (!ends_last) return;
   __threadfence();
-  plan_survivors<kExitThreads>(batch.keep, batch.cu_seqlens, batch.row_ids, batch.rows, plan);
+  if (plan.removes) {
+    plan_survivors<kExitThreads>(batch.keep, batch.cu_seqlens, batch.row_ids, batch.rows, plan);
+  } else {
+    mark_survivors<kExitThreads>(batch.keep, batch.cu_seqlens, batch.row_ids, batch.rows, plan);
+  }
   if (threadIdx.x == 0) *batch.tickets = 0;
 }
 

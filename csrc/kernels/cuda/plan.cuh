@@ -12,6 +12,8 @@ struct SurvivorPlan {
   int32_t* cu_seqlens;  // [B + 1]: offsets of the B' rows, then T'
   int64_t* row_ids;     // [B]: those of the B' rows, then -1
   int32_t* totals;      // [2]: B', T'; may be pinned memory of the host
+  bool removes;  // else all rows keep their places: offsets and cu_seqlens are not written, and
+                 // row_ids becomes -1 for those that leave
 };
 
 // Bytes of shared memory that plan_survivors has of its own.
@@ -67,6 +69,35 @@ static __device__ void plan_survivors(
   }
   if (thread == 0) {
     plan.cu_seqlens[0] = 0;
+    plan.totals[0] = kept;
+    plan.totals[1] = tokens;
+  }
+}
+
+// The same where all rows keep their places.
+template <int Threads>
+static __device__ void mark_survivors(
+    const volatile bool* keep,
+    const int32_t* __restrict__ cu_seqlens,
+    const int64_t* __restrict__ row_ids,
+    int64_t rows,
+    const SurvivorPlan& plan) {
+  __shared__ int32_t kept, tokens;
+  if (threadIdx.x == 0) kept = tokens = 0;
+  __syncthreads();
+  int32_t own_kept = 0, own_tokens = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += Threads) {
+    const bool stays = keep[row];
+    plan.row_ids[row] = stays ? row_ids[row] : -1;
+    own_kept += stays ? 1 : 0;
+    own_tokens += stays ? cu_seqlens[row + 1] - cu_seqlens[row] : 0;
+  }
+  if (own_kept > 0) {  // sums of integers: their order does not matter
+    atomicAdd(&kept, own_kept);
+    atomicAdd(&tokens, own_tokens);
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
     plan.totals[0] = kept;
     plan.totals[1] = tokens;
   }

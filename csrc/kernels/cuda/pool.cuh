@@ -29,8 +29,9 @@ struct TokenRange {
 
 static __device__ __forceinline__ RowTokens row_tokens(const RowPooling& pooling, int64_t row) {
   const int begin = pooling.cu_seqlens[row], end = pooling.cu_seqlens[row + 1];
-  if (!pooling.pair || begin >= end) return {begin, end, end};  // an absent row has no number
-  const int length = pooling.first_lengths[pooling.row_ids[row]];
+  const int64_t row_id = pooling.pair ? pooling.row_ids[row] : -1;
+  if (row_id < 0) return {begin, end, end};  // nobody reads how the texts of such a row compare
+  const int length = pooling.first_lengths[row_id];
   return {begin, begin + (length < 0 ? 0 : length < end - begin ? length : end - begin), end};
 }
 

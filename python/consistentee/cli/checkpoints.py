@@ -169,15 +169,51 @@ def evaluate(
 
 def predict(
     checkpoint: Checkpoint,
-    input: Annotated[Path, typer.Argument(help="File of text: TSV, CSV, JSONL or Parquet.")],
-    output: Annotated[Path, Option(help="File to write; its suffix decides the format.")],
+    input: Annotated[
+        Path,
+        typer.Argument(help="File of text: TSV, CSV, JSONL or Parquet; with --ray a folder too."),
+    ],
+    output: Annotated[
+        Path,
+        Option(help="File to write; its suffix decides the format. With --ray a folder."),
+    ],
     threshold: Threshold = None,
     alpha: Alpha = None,
     text_column: TextColumns = None,
     resume: Annotated[bool, Option("--resume", help="Go on where a stopped run was.")] = False,
+    ray: Annotated[
+        str | None,
+        Option(help="Run on Ray: local, auto for the cluster of this machine, or an address."),
+    ] = None,
+    id_column: Annotated[
+        str | None, Option(help="With --ray: the one column to keep. Default: all.")
+    ] = None,
 ) -> None:
     """Classify the rows of a file; write them with prediction, exit layer and score."""
     refuse_generator(checkpoint)
+    if ray is not None:
+        try:
+            import ray as _  # noqa: F401
+        except ImportError:
+            raise RuntimeError(
+                "predict: expected the package ray: pip install 'consistentee[ray]'"
+            ) from None
+        from consistentee.evaluation.predict_folder import predict_folder
+
+        predict_folder(
+            checkpoint,
+            input,
+            output,
+            address=ray,
+            id_column=id_column,
+            text_columns=text_column or None,
+            threshold=threshold,
+            alpha=alpha,
+            resume=resume,
+        )
+        return
+    if id_column is not None:
+        raise ValueError("id-column: expected --ray beside it")
     from consistentee.evaluation.predict import predict_file
 
     predict_file(checkpoint, input, output, text_column or None, threshold, alpha, resume)

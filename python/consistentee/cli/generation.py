@@ -16,11 +16,11 @@ from consistentee.cli.options import (
     SettingsOptions,
     Threshold,
 )
-from consistentee.cli.tables import show, show_rules
+from consistentee.cli.tables import show, show_generators, show_rules
 
 if TYPE_CHECKING:  # at run time they would import torch
     from consistentee.atomic_files import Json
-    from consistentee.generation.settings import DecoderFields
+    from consistentee.generation.settings import DecoderFields, GenerationSettings
 
 # Of the options that are a classifier's too.
 _SHARED = ("alpha", "estimator", "samples", "held_out", "batch_size")
@@ -39,22 +39,13 @@ def train_decoder(
     others: Mapping[str, object],
 ) -> None:
     """``train --generation``; `others` are options that it does not take."""
-    given = {**config.given(), **settings.given(), **decoder.given()}
-    for name in {**{n: v for n, v in others.items() if v}, **given}:
-        if name in others or (name not in _SHARED and name not in decoder.given()):
-            raise ValueError(f"{name.replace('_', '-')}: expected none with --generation")
+    given = _given(decoder, config, settings, others)
     from consistentee.generation.data import load_folder, load_rows, split_prompts
-    from consistentee.generation.settings import PAPER_FIELDS, PAPER_SETTINGS, GenerationSettings
     from consistentee.generation.train import train
     from consistentee.training.distributed import processes
 
-    prompts, exit_layers = given.pop("prompts", None), given.pop("exit_layer", None)
-    fields: DecoderFields = {**PAPER_FIELDS} if paper else {}
-    fields.update({name: given.pop(name) for name in _FIELDS if name in given})  # type: ignore[typeddict-item]
-    if exit_layers is not None:
-        fields["exit_layers"] = exit_layers
-    known: dict[str, Any] = {**PAPER_SETTINGS} if paper else {}
-    chosen = GenerationSettings(**{**known, **given, "seed": seed})
+    prompts = given.pop("prompts", None)
+    chosen, every_layer, fields = _chosen(given, paper, seed)
     if (prompts is None) == (not data) or len(data or ()) > 1:
         raise ValueError("data: expected one folder, or --prompts with a file, and not both")
     if prompts is None:
@@ -64,7 +55,6 @@ def train_decoder(
         raise ValueError("prompts: expected --target teacher, as prompts alone have no completions")
     else:
         rows = split_prompts(load_rows(prompts, completions=False), seed)
-    every_layer = paper and exit_layers is None
     log = train(model, *rows, output, chosen, every_layer, **fields)
     if not processes().is_main_process:
         return
@@ -80,6 +70,67 @@ def train_decoder(
     if log["pad_token"] is not None:
         found["pad token"] = f"{log['pad_token']}, the end token, as the tokenizer has none"
     show(f"{output}: on dev", found)
+
+
+def compare_decoders(
+    model: str,
+    output: Path,
+    data: Path | None,
+    paper: bool,
+    seeds: Sequence[int],
+    decoder: GenerationOptions,
+    config: ConfigOptions,
+    settings: SettingsOptions,
+    others: Mapping[str, object],
+) -> None:
+    """``compare --generation``; `others` are options that it does not take."""
+    given = _given(decoder, config, settings, {**others, "prompts": decoder.prompts})
+    from consistentee.generation.comparison import compare_generators
+    from consistentee.generation.data import load_folder, load_rows
+
+    if data is None:
+        raise ValueError("data: expected a folder with train, dev and test.jsonl, got none")
+    chosen, every_layer, fields = _chosen(given, paper, seeds[0])
+    rows = load_folder(data, completions=chosen.target == "gold")
+    test = load_rows(data / "test.jsonl", completions=True)
+    show_generators(
+        str(data),
+        compare_generators(model, *rows, test, output, chosen, seeds, every_layer, **fields),
+    )
+
+
+def _given(
+    decoder: GenerationOptions,
+    config: ConfigOptions,
+    settings: SettingsOptions,
+    others: Mapping[str, object],
+) -> dict[str, Any]:
+    """The options that the user gave.
+
+    Raises:
+        ValueError: one of them is not a decoder's.
+    """
+    given = {**config.given(), **settings.given(), **decoder.given()}
+    for name in {**{n: v for n, v in others.items() if v}, **given}:
+        if name in others or (name not in _SHARED and name not in decoder.given()):
+            raise ValueError(f"{name.replace('_', '-')}: expected none with --generation")
+    return given
+
+
+def _chosen(
+    given: dict[str, Any], paper: bool, seed: int
+) -> tuple[GenerationSettings, bool, DecoderFields]:
+    """The settings; whether there is an exit at every layer; and the configuration's fields."""
+    from consistentee.generation.settings import PAPER_FIELDS, PAPER_SETTINGS, GenerationSettings
+
+    exit_layers = given.pop("exit_layer", None)
+    fields: DecoderFields = {**PAPER_FIELDS} if paper else {}
+    fields.update({name: given.pop(name) for name in _FIELDS if name in given})  # type: ignore[typeddict-item]
+    if exit_layers is not None:
+        fields["exit_layers"] = exit_layers
+    known: dict[str, Any] = {**PAPER_SETTINGS} if paper else {}
+    settings = GenerationSettings(**{**known, **given, "seed": seed})
+    return settings, paper and exit_layers is None, fields
 
 
 def is_generator(checkpoint: str | Path) -> bool:

@@ -134,6 +134,12 @@ class GenerationOptions:
     exit_layer: Annotated[
         list[int] | None, Option(help="Generation: a layer behind which tokens leave; repeat it.")
     ] = None
+    learning_rate: Annotated[
+        float | None, Option(help="Generation: peak learning rate of a trunk that is trained.")
+    ] = None
+    lora_rank: Annotated[
+        int | None, Option(help="Generation: train LoRA adapters of this rank, not all the trunk.")
+    ] = None
     tokens: Annotated[
         int | None, Option(help="Generation: answer tokens that phase 1 trains on.")
     ] = None

@@ -72,6 +72,36 @@ def show_rules(rules: dict[str, list[Json]]) -> None:
     Console().print(table)
 
 
+def show_generators(title: str, result: Json) -> None:
+    """Texts of every exit rule at equal cost: ROUGE-L and its differences with their intervals."""
+    full = _score(result["full_depth"])
+    seeds = len(result["seeds"])
+    for place, ratio in enumerate(result["ratios"]):
+        caption = (
+            f"{result['rows']} texts, {seeds} seed{'s' if seeds > 1 else ''}; full depth {full}; "
+            "in brackets 95% of the paired bootstrap"
+        )
+        table = Table(title=f"{title}: cost ratio {ratio}", caption=caption)
+        for column in ("", "ROUGE-L", "minus full depth", "policy minus it"):
+            table.add_column(column, justify="left" if column == "" else "right")
+        for name, at_ratios in result["methods"].items():
+            figures = at_ratios[place]
+            differences = (figures.get(n) for n in ("over_full_depth", "under_policy"))
+            cells = ("" if d is None else _interval(d) for d in differences)
+            table.add_row(name, _score(figures["rougeL"]), *cells)
+        Console().print(table)
+
+
+def _score(figure: Json) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    deviation = f" ± {figure['sd']:.2f}" if len(figure["values"]) > 1 else ""
+    return f"{figure['mean']:.2f}{deviation}"
+
+
+def _interval(difference: Json) -> str:
+    return f"{difference['mean']:+.2f} [{difference['low']:+.2f}, {difference['high']:+.2f}]"
+
+
 def show_comparison(title: str, result: Json) -> None:
     """One task: accuracy of each method at each ratio, the area, mean and deviation over seeds."""
     rows = [

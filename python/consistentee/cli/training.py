@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, cast
 
-from consistentee.cli.generation import train_decoder
+from consistentee.cli.generation import compare_decoders, train_decoder
 from consistentee.cli.options import (
     ConfigOptions,
     GenerationOptions,
@@ -66,8 +66,7 @@ def train(
         }
         train_decoder(model, output, data, paper, decoder, config, settings, seed, others)
         return
-    for name in decoder.given():
-        raise ValueError(f"{name.replace('_', '-')}: expected --generation beside it")
+    _refuse_decoder_options(decoder)
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, find_task, load_task
     from consistentee.measures.metrics import Quality
@@ -130,13 +129,33 @@ def compare(
     seeds: Annotated[int, Option(min=1, help="How many seeds: 42, 43 and so on.")] = 3,
     seed: Annotated[int, Option(help="The first of them.")] = 42,
     paper: Paper = False,
+    generation: Annotated[
+        bool, Option("--generation", help="Compare exit rules of a decoder; --data has test.jsonl.")
+    ] = False,
+    decoder: GenerationOptions,
     config: ConfigOptions,
     settings: SettingsOptions,
     max_length: MaxLength = None,
     text_column: TextColumns = None,
     label_column: LabelColumn = None,
 ) -> None:
-    """Train ConsistentEE and the methods it is compared with; print accuracy at layer ratios."""
+    """Train ConsistentEE and the methods it is compared with; print accuracy at layer ratios.
+
+    With --generation: train a decoder, and print the ROUGE-L of its texts at cost ratios.
+    """
+    if generation:
+        others = {
+            "task": task,
+            "max-length": max_length,
+            "text-column": text_column,
+            "label-column": label_column,
+        }
+        chosen_seeds = range(seed, seed + seeds)
+        compare_decoders(
+            model, output, data, paper, chosen_seeds, decoder, config, settings, others
+        )
+        return
+    _refuse_decoder_options(decoder)
     from consistentee.data.tables import load_splits
     from consistentee.data.tasks import Fields, Task, find_task, load_task
     from consistentee.evaluation.comparison import average
@@ -171,3 +190,8 @@ def compare(
         results.append(result)
     if len(results) > 1:
         show_average(average(results), results[0])
+
+
+def _refuse_decoder_options(decoder: GenerationOptions) -> None:
+    for name in decoder.given():
+        raise ValueError(f"{name.replace('_', '-')}: expected --generation beside it")

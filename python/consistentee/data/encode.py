@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
 
-from consistentee.data.labels import class_names, label_names, numbers
-from consistentee_ext.configuration import ConsistentEEConfig
+from consistentee.data.labels import label_names, numbers
+from consistentee_ext.configuration import ConsistentEEConfig, class_names
 from consistentee_ext.names import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 BATCH_ROWS = 1000

@@ -8,7 +8,6 @@ from itertools import chain
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedConfig
 
 
 def label_names(table: Dataset) -> list[str]:
@@ -20,13 +19,6 @@ def label_names(table: Dataset) -> list[str]:
         return sorted(names, key=int)
     except ValueError:
         return names
-
-
-def class_names(config: PreTrainedConfig) -> list[str]:
-    """The label of each class, in order."""
-    assert config.id2label is not None  # `PreTrainedConfig` fills it in
-    names = {int(index): name for index, name in config.id2label.items()}
-    return [names[index] for index in sorted(names)]
 
 
 def check_spelling(names: Iterable[str]) -> None:

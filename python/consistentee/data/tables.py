@@ -81,7 +81,7 @@ def load_texts(
     """
     path = Path(path)
     rows = read_rows(path)
-    names = _find_text_columns(path, rows.column_names, text_columns)
+    names = find_text_columns(path, rows.column_names, text_columns)
     for name in names:
         for _ in column_values(path, rows, name):  # raises
             pass
@@ -159,13 +159,14 @@ def check_splits(
 
 
 def _texts(path: Path, rows: Dataset, text_columns: Sequence[str] | None) -> list[list[str]]:
-    names = _find_text_columns(path, rows.column_names, text_columns)
+    names = find_text_columns(path, rows.column_names, text_columns)
     return [_strings(path, rows, name) for name in names]
 
 
-def _find_text_columns(
+def find_text_columns(
     path: Path, columns: Sequence[str], text_columns: Sequence[str] | None
 ) -> Sequence[str]:
+    """Those asked for, or the first of `TEXT_COLUMNS` that a file has; raises ValueError."""
     if text_columns is not None:
         if not 1 <= len(text_columns) <= 2:
             raise ValueError(f"text_columns: expected one or two names, got {list(text_columns)}")

@@ -6,22 +6,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from itertools import compress
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, concatenate_datasets
-from torch import Tensor
-from transformers import PreTrainedConfig
 
 from consistentee.atomic_files import check_table, write_table
 from consistentee.data.fingerprint import fingerprint
-from consistentee.data.labels import class_names
 from consistentee.data.tables import READ_ROWS, load_texts
 from consistentee.evaluation.kept_rows import KeptRows, checkpoint_version
-from consistentee_ext import EarlyExitOutput, FastEarlyExitEncoder
-from consistentee_ext.names import MULTI_LABEL, REGRESSION
-from consistentee_ext.ops.prediction import answers
+from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.predictions import added_columns, prediction_columns
 
 
 def predict_file(
@@ -57,7 +52,7 @@ def predict_file(
     rows, table = load_texts(input, text_columns)
     check_table(output, rows)
     encoder = FastEarlyExitEncoder.from_pretrained(checkpoint, threshold=threshold, alpha=alpha)
-    names = _added_columns(encoder.config)
+    names = added_columns(encoder.config)
     taken = [name for name in names if name in rows.column_names]
     if taken:
         raise ValueError(f"input: expected no column {taken[0]!r}, which the output adds, got one")
@@ -72,7 +67,7 @@ def predict_file(
     windows = encoder.predict_windows(Texts(table), show_progress_bar=True, first_row=kept.number)
     with closing(windows) as parts:
         for part in parts:
-            kept.append(_columns(part, encoder.config))
+            kept.append(prediction_columns(part, encoder.config))
     predictions = Dataset.from_dict(kept.columns(names))
     write_table(output, concatenate_datasets([rows, predictions], axis=1))
     kept.remove()
@@ -100,37 +95,3 @@ class Texts(Sequence[Any]):
     def __iter__(self) -> Iterator[Any]:
         for first in range(0, len(self), READ_ROWS):
             yield from self[first : first + READ_ROWS]
-
-
-def _added_columns(config: PreTrainedConfig) -> list[str]:
-    scores = ["scores"] if config.problem_type == MULTI_LABEL else []
-    return ["prediction", "exit_layer", "exit_score", *scores]
-
-
-def _columns(output: EarlyExitOutput, config: PreTrainedConfig) -> dict[str, list[Any]]:
-    values: list[list[Any]] = [
-        _answers(output.logits, config),
-        output.exit_layers.tolist(),
-        output.exit_scores.tolist(),
-    ]
-    if config.problem_type == MULTI_LABEL:
-        values.append(_scores(output.logits, config))
-    return dict(zip(_added_columns(config), values, strict=True))
-
-
-def _answers(logits: Tensor, config: PreTrainedConfig) -> list[Any]:
-    """The label of each row's class, its labels, its number, or a single label's probability."""
-    names = class_names(config)
-    if config.problem_type == MULTI_LABEL:
-        return ["|".join(compress(names, row)) for row in answers(logits, True).tolist()]
-    if len(names) == 1:
-        numbers = logits[:, 0] if config.problem_type == REGRESSION else logits[:, 0].sigmoid()
-        return list(numbers.tolist())
-    return [names[index] for index in answers(logits).tolist()]
-
-
-def _scores(logits: Tensor, config: PreTrainedConfig) -> list[str]:
-    """The probability of each label, a JSON object for each row."""
-    names = class_names(config)
-    rows = logits.sigmoid().tolist()
-    return [json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) for row in rows]

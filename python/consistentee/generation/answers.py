@@ -12,7 +12,7 @@ from consistentee_ext.generation.reference import Generated, generate
 from consistentee_ext.generation.rules import ExitRule, PolicyRule
 from consistentee_ext.progress import progress_bar
 
-BATCH_SIZE = 16
+BATCH_SIZE = 64  # a step reads all weights, for however many rows
 BLOCK_SIZE = 128  # prompts between two files
 FULL_DEPTH = PolicyRule(1.0)
 

@@ -19,25 +19,17 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from consistentee.atomic_files import Json
 from consistentee.generation.answers import FULL_DEPTH, generate_all
 from consistentee.generation.data import answered_rows, encode_prompts
-from consistentee.generation.measure import cost_ratio, teacher_forced
+from consistentee.generation.measure import cost_ratio
 from consistentee.generation.rouge import rouge
+from consistentee.generation.rules import compare_rules, forced_figures
 from consistentee_ext.checkpoint import load_tokenizer
 from consistentee_ext.generation.configuration import ConsistentEECausalLMConfig
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
 from consistentee_ext.generation.reference import Generated
-from consistentee_ext.generation.rules import (
-    ConfidenceRule,
-    DepthRule,
-    ExitRule,
-    PolicyRule,
-    SaturationRule,
-)
+from consistentee_ext.generation.rules import PolicyRule
 from consistentee_ext.source import Source
 
 MAX_NEW_TOKENS = 64
-# Of the criteria that exits are compared with; a cosine of states is near 1 throughout.
-THRESHOLDS = (0.2, 0.35, 0.5, 0.65, 0.8, 0.9, 0.95, 0.99)
-COSINES = (0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
 
 
 class GeneratorEvaluation(NamedTuple):
@@ -103,7 +95,8 @@ def evaluate_generator(
         rows: of `consistentee.generation.data.load_rows`.
         threshold: of the policy; default the model's.
         max_new_tokens: of each answer; default `MAX_NEW_TOKENS`.
-        rules: measure the criteria that exits are compared with too, see `compare_rules`.
+        rules: measure the criteria that exits are compared with too, see
+            `consistentee.generation.rules.compare_rules`.
 
     Returns:
         The answers, and as ``metrics``
@@ -138,11 +131,11 @@ def evaluate_generator(
         "num_layers": model.config.num_layers,
         "max_new_tokens": max_new_tokens,
         "head_layers": model.trunk.head_layers,
-        "teacher_forced": _forced(model, answers, rule),
+        "teacher_forced": forced_figures(model, answers, rule),
         "free_running": {
             **_same_text(exits.tokens, full.tokens),
             "rouge": _means(rouge(texts, full_texts)),
-            **_cost(model, exits),
+            **free_cost(model, exits),
         },
     }
     if rules:
@@ -154,49 +147,8 @@ def evaluate_generator(
     return GeneratorEvaluation(found, exits, full)
 
 
-def compare_rules(
-    model: ConsistentEEForCausalLM, answers: Dataset, max_new_tokens: int
-) -> dict[str, list[Json]]:
-    """Agreement against cost of all rules on the same answers, teacher-forced.
-
-    Args:
-        model: whose exits they are.
-        answers: the full model's, of `consistentee.generation.data.answered_rows`.
-        max_new_tokens: the length at which ``depth by position`` comes to its lowest layer.
-
-    Returns:
-        For ``policy``, ``confidence`` and ``saturation``, ``truncation`` and ``depth by position``
-        the points ``parameter`` (a threshold, or the last answer token's layer), ``agreement``,
-        ``mean_exit_layer`` and ``cost_ratio``. Confidence pays an LM head at each exit.
-    """
-    exits, layers = model.config.exit_layers, model.config.num_layers
-    rules: dict[str, dict[float, ExitRule]] = {
-        "policy": {t: PolicyRule(t) for t in THRESHOLDS},
-        "confidence": {t: ConfidenceRule(t) for t in THRESHOLDS},
-        "saturation": {t: SaturationRule(t) for t in COSINES},
-        "truncation": {layer: DepthRule(layer, layer) for layer in exits},
-        "depth by position": {layer: DepthRule(layers, layer, max_new_tokens) for layer in exits},
-    }
-    return {
-        name: [{"parameter": x, **_forced(model, answers, rule)} for x, rule in points.items()]
-        for name, points in rules.items()
-    }
-
-
-def _forced(model: ConsistentEEForCausalLM, answers: Dataset, rule: ExitRule) -> Json:
-    forced = teacher_forced(model, answers, rule)
-    mean = forced.exit_layers.double().mean().item()
-    passed = torch.tensor(model.config.exit_layers) < forced.exit_layers[:, None]
-    heads = 1.0 + (passed.sum(dim=1).double().mean().item() if rule.reads_logits else 0.0)
-    return {
-        "agreement": forced.right.double().mean().item(),
-        "mean_exit_layer": mean,
-        "cost_ratio": cost_ratio(model, mean, heads),
-    }
-
-
-def _cost(model: ConsistentEEForCausalLM, found: Generated) -> Json:
-    """Of answers that were made; where all are one token no token could leave."""
+def free_cost(model: ConsistentEEForCausalLM, found: Generated) -> Json:
+    """``mean_exit_layer`` and ``cost_ratio``; full depth's where no token could leave."""
     layers = [*chain(*found.exit_layers)] or [model.config.num_layers]
     mean = fmean(layers)
     heads = fmean([*chain(*found.heads)] or [1])

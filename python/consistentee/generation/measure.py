@@ -5,7 +5,7 @@ Letters: N tokens that decide, E exits, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,14 +13,16 @@ from datasets import Dataset
 from torch import Tensor
 
 from consistentee.atomic_files import Json
-from consistentee.generation.answers import BATCH_SIZE, FULL_DEPTH
+from consistentee.generation.answers import FULL_DEPTH
 from consistentee.generation.data import collate
 from consistentee.generation.passes import target_tokens
-from consistentee.generation.streams import two_streams
+from consistentee.generation.streams import Streams, two_streams
 from consistentee.measures.hardness import memorized_layer
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
-from consistentee_ext.generation.rules import ExitRule, PolicyRule
+from consistentee_ext.generation.rules import Arrival, ExitRule, PolicyRule, ThresholdRule
 from consistentee_ext.progress import progress_bar
+
+BATCH_SIZE = 16  # rows; each exit has logits of all their tokens
 
 
 class Forced(NamedTuple):
@@ -37,20 +39,63 @@ class Forced(NamedTuple):
     tokens: list[int]
 
 
-def right_exits(model: ConsistentEEForCausalLM, rows: Dataset) -> Tensor:
+def right_exits(model: ConsistentEEForCausalLM, rows: Dataset, bf16: bool = False) -> Tensor:
     """Which exits' best next token is the answer's, at full depth: ``[N, E + 1]`` bool.
 
     Args:
         model: its last layer is in the last place.
         rows: of `consistentee.generation.data.answered_rows`; tokens are in their order.
+        bf16: run the layers under bfloat16 autocast; the LM head, whose best token decides, stays
+            float32.
     """
     found = []
     for batch, targets in _batches(rows, "exits of the answers"):
-        states = _run(model, batch, FULL_DEPTH).states.unbind(dim=1)
+        states = _run(model, batch, FULL_DEPTH, bf16).states.unbind(dim=1)
         found.append(
             torch.stack([model.logits(state).argmax(dim=-1) == targets for state in states], dim=1)
         )
     return torch.cat(found).cpu()
+
+
+def exit_scores(
+    model: ConsistentEEForCausalLM,
+    rows: Dataset,
+    rules: Mapping[str, type[ThresholdRule]],
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The score of each exit by several rules, at full depth, and what is right.
+
+    Args:
+        model: whose exits they are.
+        rows: as in `right_exits`.
+        rules: by name.
+
+    Returns:
+        ``[N, E]`` for each rule, and the result of `right_exits`.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in rules}
+    for batch, _ in _batches(rows, "scores of the exits"):
+        recorder = _Recorder(rules)
+        _run(model, batch, recorder, bf16=False)
+        for name, scores in recorder.scores.items():
+            found[name].append(torch.stack(scores, dim=1))
+    all_scores = {name: torch.cat(parts).cpu() for name, parts in found.items()}
+    return all_scores, right_exits(model, rows)
+
+
+class _Recorder:
+    """No token leaves; the scores of each exit are kept."""
+
+    def __init__(self, rules: Mapping[str, type[ThresholdRule]]) -> None:
+        self.rules = rules
+        self.scores: dict[str, list[Tensor]] = {name: [] for name in rules}
+
+    def __call__(self, arrival: Arrival) -> Tensor:
+        for name, rule in self.rules.items():
+            self.scores[name].append(rule.score(arrival).float())
+        return torch.zeros_like(arrival.rows, dtype=torch.bool)
+
+    def reads_logits(self, layer: int) -> bool:
+        return False
 
 
 def memorized_layers(model: ConsistentEEForCausalLM, right: Tensor) -> Tensor:
@@ -64,12 +109,13 @@ def memorized_layers(model: ConsistentEEForCausalLM, right: Tensor) -> Tensor:
     return layers[memorized_layer(right) - 1]
 
 
-def with_hardness(model: ConsistentEEForCausalLM, rows: Dataset) -> Dataset:
+def with_hardness(model: ConsistentEEForCausalLM, rows: Dataset, bf16: bool = False) -> Dataset:
     """The rows with a column ``hardness``, as long as ``input_ids``.
 
-    It has the memorized layer of each token that decides, and 0 elsewhere.
+    It has the memorized layer of each token that decides, and 0 elsewhere. `bf16` as in
+    `right_exits`.
     """
-    layers = iter(memorized_layers(model, right_exits(model, rows)).tolist())
+    layers = iter(memorized_layers(model, right_exits(model, rows, bf16)).tolist())
 
     def spread(row: dict[str, Any]) -> list[int]:
         before, behind = row["prompt_length"], row["length"]
@@ -78,18 +124,21 @@ def with_hardness(model: ConsistentEEForCausalLM, rows: Dataset) -> Dataset:
     return rows.add_column("hardness", [spread(row) for row in rows])
 
 
-def teacher_forced(model: ConsistentEEForCausalLM, rows: Dataset, rule: ExitRule) -> Forced:
+def teacher_forced(
+    model: ConsistentEEForCausalLM, rows: Dataset, rule: ExitRule, bf16: bool = False
+) -> Forced:
     """Read the rows' answers as they stand; tokens leave by a rule.
 
     Args:
         model: whose exits they are.
         rows: of `consistentee.generation.data.answered_rows`.
         rule: which tokens leave.
+        bf16: as in `right_exits`.
     """
     right, exit_layers = [], []
     exits = torch.tensor(model.config.exit_layers, device=model.device)
     for batch, targets in _batches(rows, "answers with exits"):
-        found = _run(model, batch, rule)
+        found = _run(model, batch, rule, bf16)
         left = (exits < found.exit_layers[:, None]).sum(dim=1)
         states = found.states[torch.arange(len(left), device=left.device), left]
         right.append(model.logits(states).argmax(dim=-1) == targets)
@@ -114,15 +163,17 @@ def cost_ratio(
     return (model.config.num_layers + head) / (mean_exit_layer + mean_heads * head)
 
 
-def dev_report(model: ConsistentEEForCausalLM, rows: Dataset) -> Json:
+def dev_report(model: ConsistentEEForCausalLM, rows: Dataset, bf16: bool = False) -> Json:
     """A phase's figures: of each exit at full depth, and of exits by policy, teacher-forced.
 
     - ``exit_layers`` with ``agreement``, the share of tokens that each of them gets right;
     - ``mean_memorized_layer``;
     - ``agreement_at_exits``, ``mean_exit_layer`` and ``cost_ratio`` at the model's threshold.
+
+    `bf16` as in `right_exits`.
     """
-    right = right_exits(model, rows)
-    forced = teacher_forced(model, rows, PolicyRule(model.config.threshold))
+    right = right_exits(model, rows, bf16)
+    forced = teacher_forced(model, rows, PolicyRule(model.config.threshold), bf16)
     mean = forced.exit_layers.double().mean().item()
     return {
         "exit_layers": [*model.config.exit_layers, model.config.num_layers],
@@ -135,9 +186,12 @@ def dev_report(model: ConsistentEEForCausalLM, rows: Dataset) -> Json:
 
 
 @torch.no_grad()
-def _run(model: ConsistentEEForCausalLM, batch: dict[str, Tensor], rule: ExitRule) -> Any:
+def _run(
+    model: ConsistentEEForCausalLM, batch: dict[str, Tensor], rule: ExitRule, bf16: bool
+) -> Streams:
     of_device = {name: values.to(model.device) for name, values in batch.items()}
-    return two_streams(model, **of_device, rule=rule)
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bf16):
+        return two_streams(model, **of_device, rule=rule)
 
 
 def _batches(rows: Dataset, name: str) -> Iterator[tuple[dict[str, Tensor], Tensor]]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from consistentee.generation.adapters import adapters_of
 from consistentee.generation.answers import FULL_DEPTH
 from consistentee.generation.streams import SampledRule, deciding_tokens, two_streams
 from consistentee_ext.generation.modeling import ConsistentEEForCausalLM
@@ -22,14 +23,16 @@ RANDOM_EXITS = 2  # of a step in phase 1: each costs an LM head
 class TrainedPart(nn.Module):
     """What a phase may change of a model: its exits and, where it is trained, the trunk.
 
-    A frozen trunk is left out: it is in no checkpoint.
+    Of a trunk with adapters that is these. What stays as it was is in no checkpoint.
     """
 
     def __init__(self, model: ConsistentEEForCausalLM) -> None:
         super().__init__()
         self._of = (model,)  # in a tuple it is no submodule
         self.exits = model.exits
-        if model.config.readout == "trunk":
+        if adapters := adapters_of(model.backbone):
+            self.backbone = nn.ModuleList(adapters)
+        elif model.config.readout == "trunk":
             trunk = [model.backbone.model]
             if not model.config.tie_word_embeddings:  # else it is the trunk's embedding
                 trunk.append(model.backbone.lm_head)

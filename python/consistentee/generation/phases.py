@@ -33,6 +33,7 @@ class GenerationPhases:
         dev_rows: measured after each phase.
         tokenizer: saved with the model.
         settings: how to train.
+        adapters: from `consistentee.generation.adapters.add_adapters`, where the trunk has some.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class GenerationPhases:
         dev_rows: Dataset,
         tokenizer: PreTrainedTokenizerBase,
         settings: GenerationSettings,
+        adapters: Any = None,
     ) -> None:
         self.run = run
         self.model = model
@@ -52,6 +54,7 @@ class GenerationPhases:
         self.dev_rows = dev_rows
         self.tokenizer = tokenizer
         self.settings = settings
+        self.adapters = adapters
         self.logs: dict[str, Json] = {}
 
     def run_all(self, facts: Json) -> Json:
@@ -70,7 +73,9 @@ class GenerationPhases:
         return {"run": self.run.identity, **log}
 
     def save(self, folder: Path) -> None:
-        """Write the model and its tokenizer into a folder."""
+        """Write the model and its tokenizer into a folder; adapters are merged."""
+        if self.adapters is not None:
+            self.adapters.merge_and_unload()
         self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
@@ -92,7 +97,7 @@ class GenerationPhases:
         settings, config = self.settings, self.model.config
         rows = self.policy_rows
         if self.run.result(name) is None:
-            rows = with_hardness(self.model, rows)
+            rows = with_hardness(self.model, rows, settings.bf16)
         self._set_trained(policies=True)
         self._run_phase(
             name,
@@ -124,12 +129,13 @@ class GenerationPhases:
 
     def _set_trained(self, *, policies: bool) -> None:
         """Either policies are trained, or all else that may be."""
-        trunk = self.model.config.readout == "trunk"
+        whole_trunk = self.model.config.readout == "trunk" and self.adapters is None
         for name, parameter in self.model.named_parameters():
             if ".policy." in name:
                 parameter.requires_grad = policies
             else:
-                parameter.requires_grad = not policies and (trunk or name.startswith("exits."))
+                learns = whole_trunk or name.startswith("exits.") or ".lora_" in name
+                parameter.requires_grad = not policies and learns
 
     def _run_phase(
         self, name: str, module: TrainedPart, rows: Dataset, budget: int, **options: Any
@@ -143,7 +149,7 @@ class GenerationPhases:
             name,
             module,
             module,
-            partial(dev_report, self.model, self.dev_rows),
+            partial(dev_report, self.model, self.dev_rows, settings.bf16),
             train_dataset=rows,
             data_collator=collate,
             sampler=sampler,

@@ -25,6 +25,8 @@ class GenerationSettings:
         joint_tokens: of phase 3; 0 leaves it out.
         batch_size: rows of a step.
         learning_rate: of a trunk that is trained, in phases 1 and 3.
+        lora_rank: of adapters that are trained in place of the trunk, see
+            `consistentee.generation.adapters`; 0: all of its weights are trained.
         exit_learning_rate: of the translators.
         policy_learning_rate: of the policies.
         held_out: share of the rows that phases 1 and 3 do not see and policies learn from; 0: all
@@ -50,6 +52,7 @@ class GenerationSettings:
     joint_tokens: int = 0
     batch_size: int = 8
     learning_rate: float = 5e-5
+    lora_rank: int = 0
     exit_learning_rate: float = 3e-3
     policy_learning_rate: float = 1e-3
     held_out: float = 0.2
@@ -67,7 +70,7 @@ class GenerationSettings:
             _check_above(name, getattr(self, name))
         if self.max_new_tokens < 2:  # the first token never leaves early
             raise ValueError(f"max_new_tokens: expected at least 2, got {self.max_new_tokens}")
-        for name in ("joint_tokens", "entropy_bonus", "seed"):
+        for name in ("joint_tokens", "lora_rank", "entropy_bonus", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         if not 0.0 <= self.held_out < 1.0:

@@ -17,7 +17,7 @@ Letters: B rows, S tokens of a row, N of them in all that decide, E exits, L lay
 
 from __future__ import annotations
 
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,11 +48,13 @@ class Streams(NamedTuple):
 class SampledRule:
     """Leave with the policy's probability: a sample of exits, drawn from torch's generator."""
 
-    reads_logits: ClassVar[bool] = False
-
     def __call__(self, arrival: Arrival) -> Tensor:
         """The tokens that leave."""
         return torch.bernoulli(arrival.policy_logits.detach().sigmoid()).bool()
+
+    def reads_logits(self, layer: int) -> bool:
+        """No."""
+        return False
 
 
 def deciding_tokens(prompt_lengths: Tensor, lengths: Tensor, width: int) -> Tensor:

@@ -12,6 +12,7 @@ from transformers import set_seed
 
 from consistentee.atomic_files import Json
 from consistentee.data.fingerprint import fingerprint
+from consistentee.generation.adapters import add_adapters
 from consistentee.generation.answers import write_answers
 from consistentee.generation.backbone import load_backbone, with_exits
 from consistentee.generation.data import (
@@ -76,8 +77,10 @@ def train(
     set_seed(settings.seed)
     if every_layer:
         fields = {**fields, "exit_layers": range(1, decoder.config.num_hidden_layers)}
-    model = with_exits(decoder, tokenizer, **fields).to(processes().device)
+    model = with_exits(decoder, tokenizer, **fields)
     del decoder
+    adapters = add_adapters(model, settings.lora_rank) if settings.lora_rank else None
+    model.to(processes().device)
     order = np.random.default_rng(settings.seed).permutation(len(train_rows))
     parts = {"train": train_rows.select(order), "dev": dev_rows.select(range(_dev_rows(dev_rows)))}
     positions = model.config.backbone.max_position_embeddings
@@ -118,7 +121,9 @@ def train(
         for name, part in used.items()
     }
     facts = {"data": counts, "pad_token": padding}
-    phases = GenerationPhases(run, model, learning, policy, rows["dev"], tokenizer, settings)
+    phases = GenerationPhases(
+        run, model, learning, policy, rows["dev"], tokenizer, settings, adapters
+    )
     return phases.run_all(facts)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import nn
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -39,13 +40,14 @@ def from_classifier(
             f"model: expected a classifier of a family in consistentee_ext.families, got "
             f"{type(classifier).__name__}; train with its encoder as backbone"
         )
-    head = FAMILIES[backbone.config.model_type].read_head(classifier)
-    if head.pooler is None or head.pooling != "cls" or head.state_norm is not None:
+    family = FAMILIES[backbone.config.model_type]
+    head = family.read_head(classifier)
+    if head.pooling == "mean" or head.state_norm is not None:
         raise ValueError(
-            "model: expected a classifier whose head is a product, an activation and a product of "
-            f"the first token, got {type(classifier).__name__}, to which no exits can be added yet"
+            "model: expected a classifier that reads one token of a row by at most a product, an "
+            f"activation and a product, got {type(classifier).__name__}, to which no exits can be "
+            "added yet"
         )
-    pooler = head.pooler.state_dict()
     encoder_config = copy.deepcopy(backbone.config)
     encoder_config.name_or_path = ""  # a local path is no part of a model
     kind = answer_type(source)
@@ -60,7 +62,7 @@ def from_classifier(
         policy_input="state" if kind == REGRESSION else "prediction",
         metric=METRICS_OF[kind][0],
         max_tokens=max_tokens,
-        last_pooling="cls",
+        last_pooling=head.pooling,
         last_activation=head.activation,
         problem_type=source.problem_type,
         id2label=source.id2label,
@@ -68,11 +70,22 @@ def from_classifier(
         **others,
     )
     model = ConsistentEEForSequenceClassification(config)
+    for part in (model.backbone, model.heads):  # the encoder's configuration may name another dtype
+        part.to(next(classifier.parameters()).dtype)
     weights = backbone.state_dict()
     model.backbone.load_state_dict({name: weights[name] for name in model.backbone.state_dict()})
     heads: list[Any] = list(model.heads)
-    for number, exit_head in enumerate(heads, start=1):
-        start_pooler(exit_head, pooler)
-        if number == len(model.heads):
-            exit_head.get_submodule("classifier").load_state_dict(head.classifier.state_dict())
+    for exit_head in heads:
+        if exit_head.norm is not None:
+            assert family.LAST_NORM is not None  # the norm is a copy of that one
+            last_norm = backbone.get_submodule(family.LAST_NORM)
+            exit_head.norm.load_state_dict(last_norm.state_dict())
+        if head.pooler is not None:
+            start_pooler(exit_head, head.pooler.state_dict())
+    last = heads[-1]
+    if head.pooler is None:  # what is read goes to the classifier as it is
+        nn.init.eye_(last.pooler.weight)
+        nn.init.zeros_(last.pooler.bias)
+    none = {"bias": torch.zeros_like(last.classifier.bias)}  # a score's product may have no bias
+    last.classifier.load_state_dict({**none, **head.classifier.state_dict()})
     return model

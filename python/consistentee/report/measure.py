@@ -19,7 +19,6 @@ from transformers import DataCollatorWithPadding
 from consistentee.atomic_files import Json
 from consistentee.data.batch import Batch
 from consistentee.data.encode import encode_for
-from consistentee.data.labels import class_names
 from consistentee.evaluation.checkpoints import answer_type_of, evaluate_checkpoint
 from consistentee.evaluation.evaluate import (
     Evaluation,
@@ -40,6 +39,7 @@ from consistentee.measures.layer_outputs import exit_outputs
 from consistentee.model.modeling import ConsistentEEOutput
 from consistentee.report.contents import ClassDepth, Example, Report, ScoreBin, Timing
 from consistentee_ext import FastEarlyExitEncoder
+from consistentee_ext.configuration import class_names
 from consistentee_ext.criteria import PLAIN_CRITERIA
 from consistentee_ext.names import SINGLE_LABEL
 

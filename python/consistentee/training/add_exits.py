@@ -77,6 +77,7 @@ def add_exits(
     dtype = next(classifier.parameters()).dtype
     set_seed(settings.seed)
     model = from_classifier(classifier.float(), settings.pooling, max_length)
+    _check_last_token(model.config, tokenizer)
     longest = min(max_length_of(model.backbone), tokenizer.model_max_length)
     if max_length is not None and max_length > longest:
         raise ValueError(
@@ -110,6 +111,18 @@ def split_rows(rows: int, settings: AddExitsSettings) -> Parts:
         )
     order = np.random.default_rng(settings.seed).permutation(rows)
     return Parts(order[held_out:], order[:held_out])
+
+
+def _check_last_token(config: Any, tokenizer: Any) -> None:
+    """Raise ValueError where the tokenizer ends rows with its padding token.
+
+    A causal classifier reads the last token that is none, an exit the last one there is.
+    """
+    if config.last_pooling == "last" and tokenizer("a").input_ids[-1] == tokenizer.pad_token_id:
+        raise ValueError(
+            "model: expected a tokenizer that does not end texts with the padding token "
+            f"{tokenizer.pad_token!r}, as this classifier reads the token before it"
+        )
 
 
 def _fingerprint(model: Any) -> str:

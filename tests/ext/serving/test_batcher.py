@@ -148,6 +148,17 @@ def test_the_level_holds_between_the_marks() -> None:
     assert bench.batcher.level.name == "exact"
 
 
+def test_the_level_is_faster_where_deadlines_pass_in_a_queue_with_room() -> None:
+    bench = Bench(LEVELS, batch=10, queue=1000)
+    late = bench.ask(bench.row(10), deadline=bench.clock.now + 0.5)
+    kept = bench.ask(bench.row(10))
+    bench.clock.now += 1.0
+    bench.run()
+    assert late.error is not None
+    assert kept.answers[0] is not None
+    assert kept.answers[0].level == "fast"
+
+
 def test_expired_rows_enter_no_batch() -> None:
     bench = Bench(batch=8)
     late = bench.ask(bench.row(4), bench.row(8), deadline=bench.clock.now + 0.5)
