@@ -76,7 +76,7 @@ class FastEarlyExitDecoder(GenerateDropIn):
         weight = next(decoder.parameters())
         where = usable_device(device or weight.device)
         kind = choose_dtype(dtype, weight.dtype, where)
-        reader = Reader(decoder.config, kind, where, consume=_consume)
+        reader = Reader(decoder.config, kind, where, consume=_consume, few_rows=True)
         with without_threads():
             weights = read_decoder(model, decoder, reader)
         super().__init__(config, _generation_config(model), kind, where)

@@ -31,6 +31,8 @@ def place(part: Part, device: torch.device) -> Part:
 
     def move(value: object) -> object:
         if isinstance(value, LinearWeights):
+            if value.few_rows:
+                return value._replace(weight=inner(value.weight), bias=inner(value.bias))
             return layout.move(value, device)
         if isinstance(value, (Tensor, nn.Module)):
             return value.to(device)

@@ -27,6 +27,8 @@ class LinearWeights(NamedTuple):
         scale: ``[O]`` float32, of weights of 8 bits: W is the integers times it. See
             `consistentee_ext.ops.onednn_int8`.
         levels: with `scale`, an activation is rounded to an integer from 0 to ``2 levels + 1``.
+        few_rows: whether T is small, as in decoding: `weight` then stays as it is, and a product
+            takes the time of reading it.
     """
 
     weight: Tensor
@@ -35,6 +37,7 @@ class LinearWeights(NamedTuple):
     prepacked: bool = False
     scale: Tensor | None = None
     levels: int = 0
+    few_rows: bool = False
 
     @property
     def shape(self) -> tuple[int, int]:

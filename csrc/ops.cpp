@@ -42,8 +42,8 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       "embed(Tensor ids, Tensor types, Tensor positions, *, Tensor word_table, Tensor type_table,"
       " Tensor position_table, Tensor weight, Tensor bias, float eps) -> Tensor");
 
-  // x [T, I], weight [O, I] prepacked for oneDNN, bias [O] -> f(x W^T + b) [T, O]; f is none, gelu,
-  // gelu_pytorch_tanh, relu, silu or tanh. With scale [O], weights are integers of 8 bits to be
+  // x [T, I], weight [O, I] prepacked for oneDNN, or as it is where rows are few, bias [O] ->
+  // f(x W^T + b) [T, O]; f is none, gelu, gelu_pytorch_tanh, relu, silu or tanh. With scale [O], weights are integers of 8 bits to be
   // multiplied by it, scale and bias are float32, and each row of x is rounded to integers from 0 to
   // 2 levels + 1, by a scale and a centre of its own; levels is 127, or 63 without VNNI.
   m.def(
@@ -100,7 +100,7 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor? norm_weight, Tensor? norm_bias, float norm_eps, Tensor? product,"
       " Tensor? product_bias, bool product_first, int hidden_size) -> int");
 
-  // One more block, weights prepacked for oneDNN: x = norm(x + attention(x)), x = norm(x + mlp(x));
+  // One more block, weights as `linear` takes them: x = norm(x + attention(x)), x = norm(x + mlp(x));
   // with norm_first x = x + out_norm(attention(norm(x))), x = x + out_norm(mlp(norm(x))).
   // mlp(x) is down(up(x)), with a gate down(gate(x) * up(x)).
   // `query` gives queries, keys and values side by side; with `key_value` it gives the queries alone
@@ -136,10 +136,17 @@ STABLE_TORCH_LIBRARY(consistentee, m) {
       " Tensor? positions, Tensor? hidden, Tensor cu_seqlens, Tensor row_ids, int criterion,"
       " Tensor thresholds, Tensor? first_lengths, " RESULTS ") -> (Tensor, Tensor, Tensor)");
   // An exit of a decoder behind block `layer` (1-based), in rising order of layers: a translator
-  // [r, H] and [H, r], prepacked, or none; a policy [P, H], [P], [1, P], [1], or linear [1, H], [1].
+  // [r, H] and [H, r], or none; a policy [P, H], [P], [1, P], [1], or linear [1, H], [1].
   m.def(
       "engine_add_token_exit(int engine, *, int layer, Tensor? down, Tensor? up,"
       " Tensor? dense_weight, Tensor? dense_bias, Tensor score_weight, Tensor score_bias) -> ()");
+
+  // Prompts of R sequences, tokens [T] int64, prompt after prompt, cu_seqlens [R+1] int32, slots [R]
+  // int64, into the cache of engine_step. Returns the last tokens' states behind the last norm [R, H].
+  m.def(
+      "engine_prefill(int engine, Tensor tokens, Tensor cu_seqlens, Tensor slots, *,"
+      " Tensor(a!) keys, Tensor(b!) values, Tensor states, Tensor filled, Tensor norm_weight,"
+      " float norm_eps) -> Tensor");
 
   // One token of each of R sequences, tokens, slots and positions [R] int64. The cache as
   // consistentee_ext/generation/cache.py has it: keys and values [L, N * U, K * d], states

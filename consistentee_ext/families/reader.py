@@ -88,6 +88,8 @@ class Reader:
             `dtype`.
         is_last: whether it is the last block that is being read.
         in_block: whether it is a block that is being read.
+        few_rows: whether products are of few rows: their weights are then not laid out anew, and
+            with `consume` they are the model's own.
     """
 
     config: Any
@@ -99,10 +101,12 @@ class Reader:
     weights: str | None = None
     is_last: bool = False
     in_block: bool = False
+    few_rows: bool = False
 
     def tensor(self, tensor: Tensor) -> Tensor:
         """A weight in the dtype and on the device of the engine."""
-        return tensor.detach().to(self.device, self.dtype)
+        own = self.few_rows and not self.consume  # a change of the model's must not reach it
+        return tensor.detach().to(self.device, self.dtype, copy=own)
 
     def exact(self, tensor: Tensor) -> Tensor:
         """A table in float32 on the device of the engine."""
@@ -122,12 +126,15 @@ class Reader:
         """Weights ``[O, I]`` and biases ``[O]`` of products of one input side by side, as one."""
         int8 = self.weights == "int8" and self.in_block
         read = self.exact if int8 else self.tensor
-        weight = torch.cat([read(weight) for weight, _ in parts])
+        read_parts = [read(weight) for weight, _ in parts]
+        weight = read_parts[0] if len(parts) == 1 else torch.cat(read_parts)
         bias = None
         if any(offset is not None for _, offset in parts):
             offsets = [w.new_zeros(len(w)) if offset is None else offset for w, offset in parts]
             bias = torch.cat([read(offset) for offset in offsets])
         activation = _SAME_FUNCTION.get(activation or "", activation)
+        if self.few_rows:
+            return LinearWeights(weight.contiguous(), bias, activation, few_rows=True)
         scale, levels = None, 0
         if int8:
             weight, scale = onednn_int8.round_weight(weight)

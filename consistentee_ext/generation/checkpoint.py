@@ -34,10 +34,4 @@ def load_decoder(source: Source) -> nn.Module:
             f"{name_or_path}: expected a decoder with its LM head, got a {classifiers[0]}"
         )
     with reading_safetensors(source, AutoModelForCausalLM.__name__):
-        model = load_with_transformers(source, AutoModelForCausalLM)
-    # Tensors of a file share its mapping, which stays in memory whole while one of them lives. The
-    # products of layers are laid out anew; what the engine reads as it is gets memory of its own.
-    for name, parameter in model.named_parameters():
-        if ".layers." not in name or parameter.dim() < 2:
-            parameter.data = parameter.data.clone()
-    return model
+        return load_with_transformers(source, AutoModelForCausalLM)

@@ -103,7 +103,8 @@ class GenerateDropIn(GenerationMixin, InferenceModule):
         _refuse(generation_config, others)
         engine = self._engine
         prompts = self._pack(input_ids, attention_mask)
-        new = generation_config.max_length - input_ids.shape[1]
+        width = input_ids.shape[1]
+        new = generation_config.max_length - width
         check_positions(prompts.max_length, new, self._limits.max_length)
         threads_start()
         rows = torch.arange(len(input_ids), device=self.device)
@@ -117,7 +118,8 @@ class GenerateDropIn(GenerationMixin, InferenceModule):
         first = engine.prefill(cache, prompts.ids, prompts.cu_seqlens, prompts.row_ids)
         logits = torch.empty_like(first)
         logits[prompts.row_ids] = first
-        exit_layers = [torch.full_like(rows, engine.weights.stack.num_layers)]
+        exit_layers = rows.new_zeros(len(rows), new)
+        exit_layers[:, 0] = engine.weights.stack.num_layers
         while True:
             check_logits(logits)
             scores = logits_processor(input_ids, logits.to(input_ids.device, copy=True))
@@ -139,14 +141,14 @@ class GenerateDropIn(GenerationMixin, InferenceModule):
             step = engine.step(cache, tokens.to(self.device)[going], going)
             # Rows that have ended keep their logits: draws for the others stay as they are.
             logits[going] = step.logits
-            exit_layers.append(torch.zeros_like(rows).index_copy(0, going, step.exit_layers))
+            exit_layers[going, input_ids.shape[1] - width] = step.exit_layers
         if streamer is not None:
             streamer.end()
         if not generation_config.return_dict_in_generate:
             return input_ids
         return EarlyExitGenerateOutput(
             sequences=input_ids,  # type: ignore[arg-type]
-            exit_layers=torch.stack(exit_layers, dim=1),
+            exit_layers=exit_layers[:, : input_ids.shape[1] - width].contiguous(),
             **{name: tuple(kept[name]) for name in wanted},  # type: ignore[arg-type]
         )
 

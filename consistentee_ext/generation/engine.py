@@ -22,7 +22,7 @@ from consistentee_ext.generation.layer import Tokens, run_layer
 from consistentee_ext.generation.weights import DecoderWeights
 from consistentee_ext.ops import HostOps
 
-PREFILL_TOKENS = 2048  # read at a time: products are no faster with more, and memory is bounded
+PREFILL_TOKENS = 512  # read at a time: products are no faster with more, and memory is bounded
 
 
 class Step(NamedTuple):

@@ -1,4 +1,4 @@
-"""The engine of a decoder on the CPU: a step is one call into C++, up to the LM head."""
+"""The engine of a decoder on the CPU: prompts and steps are one call into C++, and the LM head."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from consistentee_ext.generation.cache import SlotCache
 from consistentee_ext.generation.engine import DecoderEngine, EagerDecoderEngine, Step
 from consistentee_ext.generation.weights import DecoderWeights, ExitWeights
 from consistentee_ext.ops import load_ops
+from consistentee_ext.ops.onednn import has_native_product
 
 
 def choose_engine(
@@ -26,7 +27,7 @@ def choose_engine(
 
 
 class NativeDecoderEngine(EagerDecoderEngine):
-    """Blocks and exits laid out once in C++. Prompts, whose products are large, go op by op."""
+    """Blocks and exits laid out once in C++: what they compute up to the LM head is one call."""
 
     def __init__(
         self,
@@ -40,32 +41,44 @@ class NativeDecoderEngine(EagerDecoderEngine):
 
     @staticmethod
     def takes(weights: DecoderWeights) -> bool:
-        """Whether every product is prepacked for oneDNN."""
+        """Whether C++ has every product."""
         linears = [linear for block in weights.stack.blocks for linear in block.linears]
         linears += [part for e in weights.exits.values() for part in (e.down, e.up) if part]
-        return all(linear.prepacked for linear in linears)
+        return all(map(has_native_product, [*linears, weights.head]))
 
     @override
     def with_thresholds(self, thresholds: Mapping[int, float]) -> NativeDecoderEngine:
         return NativeDecoderEngine(self.weights, thresholds, self._number)
 
     @override
+    def _read(self, cache: SlotCache, ids: Tensor, offsets: Tensor, slots: Tensor) -> Tensor:
+        states = torch.ops.consistentee.engine_prefill.default(
+            self._number.value, ids, offsets, slots, **self._cache_and_norm(cache)
+        )
+        return self.weights.logits(states, self._ops)
+
+    @override
     def _step(self, cache: SlotCache, tokens: Tensor, slots: Tensor, positions: Tensor) -> Step:
-        norm = self.weights.last_norm
         states, exit_layers = torch.ops.consistentee.engine_step.default(
             self._number.value,
             tokens,
             slots,
             positions,
-            keys=cache.keys,
-            values=cache.values,
-            states=cache.states,
-            filled=cache.filled,
+            **self._cache_and_norm(cache),
             thresholds=self._thresholds,
-            norm_weight=norm.weight,
-            norm_eps=norm.eps,
         )
         return Step(self.weights.logits(states, self._ops), exit_layers)
+
+    def _cache_and_norm(self, cache: SlotCache) -> dict[str, Any]:
+        norm = self.weights.last_norm
+        return {
+            "keys": cache.keys,
+            "values": cache.values,
+            "states": cache.states,
+            "filled": cache.filled,
+            "norm_weight": norm.weight,
+            "norm_eps": norm.eps,
+        }
 
 
 def _number_of(weights: DecoderWeights) -> EngineNumber:

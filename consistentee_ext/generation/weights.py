@@ -112,15 +112,23 @@ def read_decoder(model: Any, decoder: Any, reader: Reader) -> DecoderWeights:
     exits = {}
     if isinstance(model, ConsistentEEForCausalLM):
         exits = {layer: _read_exit(model, layer, reader) for layer in model.config.exit_layers}
+    stack = FAMILIES[decoder.config.model_type].read_stack(decoder.model, reader)
     return DecoderWeights(
-        stack=FAMILIES[decoder.config.model_type].read_stack(decoder.model, reader),
+        stack=stack,
         last_norm=reader.norm(decoder.model.norm),
-        # Beside the embedding, also where both are one matrix: laid out for oneDNN it takes half of
-        # the time at 8 rows.
-        head=reader.linear(decoder.lm_head),
+        head=_read_head(decoder, stack.embedding.words, reader),
         softcap=getattr(decoder.config, "final_logit_softcapping", None),
         exits=exits,
     )
+
+
+def _read_head(decoder: Any, words: Tensor, reader: Reader) -> LinearWeights:
+    """The LM head, in the embedding's memory where both are one matrix."""
+    head = decoder.lm_head
+    is_tied = head.weight is decoder.get_input_embeddings().weight
+    if is_tied and head.bias is None and torch.equal(words, head.weight.to(words)):
+        return LinearWeights(words, None, few_rows=True)
+    return reader.linear(head)  # Gemma's embedding is scaled
 
 
 def _read_exit(model: ConsistentEEForCausalLM, layer: int, reader: Reader) -> ExitWeights:

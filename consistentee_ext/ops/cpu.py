@@ -11,6 +11,7 @@ from consistentee_ext.ops import (
     reference,
 )
 from consistentee_ext.ops.checks import check_exit_step
+from consistentee_ext.ops.onednn import has_native_product
 from consistentee_ext.ops.schema import exit_arguments, form_arguments
 from consistentee_ext.packed import ExitDecision, ExitResults, PackedBatch
 from consistentee_ext.weights import PLAIN, AttentionForm, HeadWeights, LinearWeights
@@ -43,8 +44,8 @@ def embed(
 
 
 def linear(x: Tensor, weights: LinearWeights) -> Tensor:
-    """``f(x W^T + b)``; prepacked weights round the rows up, so that few numbers need code."""
-    if not weights.prepacked:
+    """``f(x W^T + b)``; for oneDNN, rows are rounded up, so that few numbers need code."""
+    if not has_native_product(weights):
         return reference.linear(x, weights)
     activation = weights.activation or "none"
     out: Tensor = torch.ops.consistentee.linear.default(

@@ -51,7 +51,7 @@ def _reduce(weights: LinearWeights) -> tuple[Any, ...]:
     if not weights.prepacked:
         return LinearWeights, tuple(weights)
     whole = dense(weights)
-    _, bias, activation, _, scale, levels = weights
+    _, bias, activation, _, scale, levels, _ = weights
     return _from_bytes, (
         whole.view(torch.uint8).numpy(),
         whole.dtype,

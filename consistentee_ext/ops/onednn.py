@@ -44,14 +44,22 @@ def is_fast(dtype: torch.dtype) -> bool:
 
 def prepack(weight: Tensor, bias: Tensor | None, activation: str | None = None) -> LinearWeights:
     """``weight [O, I]`` laid out for oneDNN, where weight, activation and processor allow it."""
-    if (
-        weight.device.type != "cpu"
-        or activation not in ACTIVATIONS
-        or not is_available(weight.dtype)
-    ):
+    if not _multiplies(weight, activation):
         return LinearWeights(weight, bias, activation)
     laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return LinearWeights(laid_out, bias, activation, prepacked=True)
+
+
+def has_native_product(weights: LinearWeights) -> bool:
+    """Whether the C++ op ``linear`` takes them."""
+    return weights.prepacked or (
+        weights.few_rows and _multiplies(weights.weight, weights.activation)
+    )
+
+
+def _multiplies(weight: Tensor, activation: str | None) -> bool:
+    known = weight.device.type == "cpu" and activation in ACTIVATIONS
+    return known and is_available(weight.dtype)
 
 
 def dense(weights: LinearWeights) -> Tensor:

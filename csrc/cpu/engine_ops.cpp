@@ -267,6 +267,7 @@ std::shared_ptr<Engine> find_engine(int64_t number) {
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
   m.impl("engine_create", TORCH_BOX(&consistentee::engine_create));
+  m.impl("engine_add_block", TORCH_BOX(&consistentee::engine_add_block));
   m.impl("engine_add_exit", TORCH_BOX(&consistentee::engine_add_exit));
   m.impl("engine_advance", TORCH_BOX(&consistentee::engine_advance));
 }

@@ -5,6 +5,12 @@
 
 #include "kernels/cpu/table.h"
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace consistentee {
 
 namespace baseline {
@@ -36,6 +42,20 @@ const CpuKernels& choose() {
   return baseline::kernels;
 }
 
+// Whether the processor multiplies tiles of bfloat16, and the kernel lets this process do so.
+bool grants_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr unsigned kTiles = 1u << 24, kBFloat16 = 1u << 22;
+  constexpr long kRequest = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  if (!(edx & kTiles) || !(edx & kBFloat16)) return false;
+  return syscall(SYS_arch_prctl, kRequest, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
 
 const CpuKernels& cpu_kernels() {
@@ -44,5 +64,10 @@ const CpuKernels& cpu_kernels() {
 }
 
 const char* simd_level() { return cpu_kernels().level; }
+
+bool has_tiles() {
+  static const bool granted = cpu_kernels().tiles.multiply && grants_tiles();
+  return granted;
+}
 
 }  // namespace consistentee

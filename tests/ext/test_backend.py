@@ -57,9 +57,11 @@ def test_narrower_kernels_pass_the_same_tests(level: str) -> None:
     script = (
         "import sys, pytest, torch; from consistentee_ext._C import build_info; "
         f"assert build_info()['simd_level'] in ('{level}', 'baseline'), build_info(); "
-        "files = [f'tests/ext/test_{name}.py' for name in ('ops', 'attention', 'norm_embed')]; "
+        "names = ('ops', 'attention', 'norm_embed', 'few_rows'); "
+        "files = [f'tests/ext/test_{name}.py' for name in names]; "
         "sys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *files, '-k', 'matches_reference or "
-        "accurate or special or nan or any_lengths or attends_to_itself or add_norm or embed']))"
+        "accurate or special or nan or any_lengths or attends_to_itself or add_norm or embed or "
+        "values or company']))"
     )
     run = subprocess.run(
         [sys.executable, "-c", script],

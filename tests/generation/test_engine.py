@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from itertools import accumulate, chain
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.decoders import CASES, random_rows, tiny_causal_lm
+from support.decoders import CASES, left_padded, random_rows, tiny_causal_lm, tiny_decoder
 
 from consistentee_ext import FastEarlyExitDecoder
 from consistentee_ext.generation.cache import SlotCache, allocate_cache
@@ -129,6 +130,61 @@ def test_a_sequence_is_the_same_in_any_company(data: st.DataObject) -> None:
             chosen[slot] = int(expected.logits.argmax())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@hypothesis.settings(deadline=None, max_examples=15)
+@given(st.data())
+def test_bit_for_bit_in_any_company(dtype: torch.dtype, data: st.DataObject) -> None:
+    """Few slots, refilled: every logit of a sequence, and its exits, are those it has alone.
+
+    Sizes are whole tiles, so that bfloat16 goes by them where the processor has them.
+    """
+    layers = data.draw(st.sampled_from([1, 2, 4]), label="layers")
+    exits = list(range(1, layers))
+    sizes = {"num_hidden_layers": layers, "intermediate_size": 64, "vocab_size": 96}
+    model: Any = tiny_causal_lm(decoder=sizes, exit_layers=exits) if exits else None
+    engine = engine_of(model or tiny_decoder(**sizes), dtype=dtype)
+    lengths = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=9), label="lengths")
+    news = data.draw(
+        st.lists(st.integers(1, 7), min_size=len(lengths), max_size=len(lengths)), label="new"
+    )
+    plan = data.draw(st.lists(THRESHOLDS, min_size=7, max_size=7), label="thresholds")
+    prompts = random_rows(lengths, seed=data.draw(st.integers(0, 99)))
+
+    def decode(rows: list[int], num_slots: int) -> dict[int, list[torch.Tensor]]:
+        """Rows through so many slots; the threshold goes by the number of a row's token."""
+        cache, waiting = engine.allocate(num_slots, 16), list(rows)
+        running: dict[int, int] = {}
+        found: dict[int, list[torch.Tensor]] = {}
+        while waiting or running:
+            free = [slot for slot in range(num_slots) if slot not in running]
+            starting = {slot: waiting.pop(0) for slot in free if waiting}
+            if starting:
+                logits = prefill(
+                    engine, cache, [prompts[r] for r in starting.values()], [*starting]
+                )
+                found |= {r: [logits[i]] for i, r in enumerate(starting.values())}
+                running |= starting
+            running = {s: r for s, r in running.items() if len(found[r]) <= news[r]}
+            numbers = {slot: len(found[row]) for slot, row in running.items()}
+            for number in set(numbers.values()):
+                slots = [slot for slot in numbers if numbers[slot] == number]
+                chosen = torch.stack([found[running[s]][-1].argmax() for s in slots])
+                at = engine.with_thresholds(dict.fromkeys(exits, plan[number - 1]))
+                step = at.step(cache, chosen, torch.tensor(slots))
+                for i, slot in enumerate(slots):
+                    found[running[slot]].append(step.logits[i])
+                    exits_of[running[slot]].append(int(step.exit_layers[i]))
+        return found
+
+    exits_of: dict[int, list[int]] = {row: [] for row in range(len(prompts))}
+    together = decode(list(range(len(prompts))), data.draw(st.integers(2, 4), label="slots"))
+    of_all, exits_of = exits_of, {row: [] for row in range(len(prompts))}
+    for row in range(len(prompts)):
+        alone = decode([row], 1)[row]
+        assert torch.equal(torch.stack(together[row]), torch.stack(alone))
+    assert of_all == exits_of
+
+
 def test_long_prompts() -> None:
     """More tokens than are read at a time, beside short ones."""
     decoder = {"max_position_embeddings": 2200}
@@ -165,6 +221,24 @@ def test_holes_are_filled_when_a_token_goes_deep_and_never_else() -> None:
     prefill(engine, cache, [[5, 7, 8]], [0])
     assert cache.filled[:, 0].tolist() == [3] * 4
     assert cache.lengths.tolist() == [3]
+
+
+def test_weights_are_held_once() -> None:
+    """A tied LM head is the embedding; a change of the caller's model does not reach the engine."""
+    model = tiny_decoder("llama, biases and tied")
+    engine = engine_of(model)
+    words = engine.weights.stack.embedding.words
+    assert engine.weights.head.weight.data_ptr() == words.data_ptr()
+    ours = FastEarlyExitDecoder(model)
+    before = ours.generate(**left_padded(PROMPTS), max_new_tokens=5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert torch.equal(ours.generate(**left_padded(PROMPTS), max_new_tokens=5), before)
+    moved = copy.deepcopy(ours)._engine.weights
+    assert moved.head.weight.data_ptr() == moved.stack.embedding.words.data_ptr()
+    scaled = engine_of(tiny_decoder("gemma")).weights
+    assert scaled.head.weight.data_ptr() != scaled.stack.embedding.words.data_ptr()
 
 
 def test_what_has_no_room_is_refused() -> None:

@@ -76,6 +76,28 @@ def test_a_direct_step_out_of_bounds_raises(changes: dict[str, Any], message: st
         LIBRARY.engine_step(**arguments)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": torch.tensor([5, 61, 5])}, "ids: expected ids from 0 to 60"),
+        ({"tokens": torch.tensor([5, 6])}, "cu_seqlens: expected offsets that rise from 0"),
+        ({"cu_seqlens": torch.tensor([0, 0, 3]).int()}, "cu_seqlens: expected prompts of 1 to 8"),
+        ({"cu_seqlens": torch.tensor([0, 3]).int()}, "cu_seqlens: expected a contiguous tensor"),
+        ({"slots": torch.tensor([3, 0])}, "slots: expected a number from 0 to 2"),
+        ({"keys": torch.zeros(3, 24, 16)}, "keys, values: expected a contiguous tensor"),
+        ({"states": torch.zeros(23, 32)}, "states: expected a contiguous tensor"),
+    ],
+)
+def test_a_direct_prefill_out_of_bounds_raises(changes: dict[str, Any], message: str) -> None:
+    arguments = arguments_of(engine := native()) | {"tokens": torch.tensor([5, 6, 7])}
+    arguments["cu_seqlens"] = torch.tensor([0, 2, 3], dtype=torch.int32)
+    del arguments["positions"], arguments["thresholds"]
+    LIBRARY.engine_prefill(**arguments)
+    with pytest.raises(RuntimeError, match=message):
+        LIBRARY.engine_prefill(**(arguments | changes))
+    assert engine.weights.exits
+
+
 def test_what_cannot_be_added_raises() -> None:
     engine = native()
     number = LIBRARY.engine_create(**_embedding_arguments(engine.weights.stack))

@@ -4,42 +4,13 @@
 #include "cpu/cache/step.h"
 
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <numeric>
 
-#include "cpu/batch.h"
 #include "cpu/engine.h"
 
 namespace consistentee {
 namespace {
-
-// The tokens that run some layers: the first `present` go on, the others get keys and values alone.
-struct Tokens {
-  std::vector<int64_t> slots;   // [present]
-  std::vector<int64_t> rows;    // of the cache
-  std::vector<int64_t> places;  // in the sequence
-  int64_t present;
-};
-
-int64_t row_bytes(const Tensor& tensor) { return tensor.size(1) * tensor.element_size(); }
-
-const char* row_of(const Tensor& tensor, int64_t row) {
-  return static_cast<const char*>(tensor.const_data_ptr()) + row * row_bytes(tensor);
-}
-
-// Copies a row of `source` to a row of `target`, both [_, H].
-void copy_row(const Tensor& source, int64_t from, const Tensor& target, int64_t to) {
-  char* begin = static_cast<char*>(target.mutable_data_ptr());
-  std::memcpy(begin + to * row_bytes(target), row_of(source, from), row_bytes(target));
-}
-
-Tensor gather_rows(const Tensor& source, const std::vector<int64_t>& rows) {
-  const int64_t count = static_cast<int64_t>(rows.size());
-  const Tensor out = new_tokens(source, count, source.size(1));
-  for (int64_t i = 0; i < count; ++i) copy_row(source, rows[i], out, i);
-  return out;
-}
 
 Tokens tokens_of(
     const SlotCache& cache,
@@ -59,8 +30,8 @@ Tokens tokens_of(
   return tokens;
 }
 
-// Attention's context [present, heads * d] of a product [T, queries + keys + values], whose keys and
-// values are written to a layer of the cache.
+// Attention's context [present, heads * d] of the queries in a product, whose keys and values are in a
+// layer of the cache.
 Tensor attend_in_cache(
     const Tensor& product,
     const Attention& attention,
@@ -72,40 +43,15 @@ Tensor attend_in_cache(
   const int64_t kv_heads = form.num_kv_heads, shared = heads / kv_heads;
   const int64_t of_queries = heads * size, of_keys = kv_heads * size;
   const int64_t width = of_queries + 2 * of_keys, first = layer * cache.keys.size(1);
-  const int64_t count = static_cast<int64_t>(tokens.rows.size());
-  check_tensor(product, "query", cache.keys.scalar_type(), {count, width});
   const Tensor context = new_tokens(product, tokens.present, of_queries);
   dispatch(product, "product", [&](const auto& kernels, auto element) {
     using scalar_t = decltype(element);
-    scalar_t* const all = mutable_data<scalar_t>(product);
-    scalar_t* const keys = mutable_data<scalar_t>(cache.keys) + first * of_keys;
-    scalar_t* const values = mutable_data<scalar_t>(cache.values) + first * of_keys;
-    const AttentionForm own = form_of(form, 0, size);
-    torch::stable::parallel_for(0, count, 4, [&](int64_t begin, int64_t end) {
-      std::vector<float> scratch(size);
-      const auto place = [&](const scalar_t* x,
-                             const float* norm,
-                             float eps,
-                             int64_t token,
-                             int64_t number,
-                             scalar_t* out) {
-        kernels.place_heads(
-            x, own, norm, eps, tokens.places[token], number, size, out, scratch.data());
-      };
-      for (int64_t token = begin; token < end; ++token) {
-        scalar_t* const query = all + token * width;
-        const scalar_t* const key = query + of_queries;
-        const int64_t row = tokens.rows[token] * of_keys;
-        if (token < tokens.present) {
-          place(query, own.query_norm, own.query_eps, token, heads, query);
-        }
-        place(key, own.key_norm, own.key_eps, token, kv_heads, keys + row);
-        std::memcpy(values + row, key + of_keys, of_keys * sizeof(scalar_t));
-      }
-    });
+    const scalar_t* const all = data<scalar_t>(product);
+    const scalar_t* const keys = data<scalar_t>(cache.keys) + first * of_keys;
+    const scalar_t* const values = data<scalar_t>(cache.values) + first * of_keys;
     // Norms and turns are done, and a window is where the keys begin.
     AttentionForm plain{};
-    plain.scale = own.scale;
+    plain.scale = static_cast<float>(form.scale);
     plain.low = -kFar;
     plain.high = kFar;
     const int64_t memory = cpu_kernels().attention_scratch(shared, size, false);
@@ -146,6 +92,7 @@ Tensor run_block(
     int64_t layer) {
   const Tensor product =
       block.attention.query(block.attention_norm ? normed(all, *block.attention_norm) : all);
+  place_tokens(product, block.attention, tokens, cache, layer);
   const Tensor context = attend_in_cache(product, block.attention, tokens, cache, layer);
   return block.behind_attention(block.attention.out(context), first_rows(all, tokens.present));
 }
@@ -159,23 +106,6 @@ std::vector<float> floats_of(const Tensor& tensor, int64_t row) {
   return out;
 }
 
-// Blocks as decoders have them, and their tables, for sequences of at most `longest` tokens.
-void check_blocks(const Engine& engine, int64_t of_keys, int64_t longest) {
-  for (const Block& block : engine.blocks()) {
-    const Attention& attention = block.attention;
-    const Form& form = attention.form;
-    check_form(form, attention.num_heads, attention.head_size, longest);
-    if (form.num_kv_heads * attention.head_size != of_keys ||
-        attention.num_heads % form.num_kv_heads) {
-      fail("num_kv_heads: expected a divisor of num_heads, and keys as large as the first block's");
-    }
-    const bool causal = form.low == 0 && !form.bias && !form.buckets;
-    if (!causal || attention.key_value || !block.norm_first) {
-      fail("engine: expected causal blocks that norm first, without terms by distance");
-    }
-  }
-}
-
 void check_step(
     const Engine& engine,
     const Tensor& tokens,
@@ -185,18 +115,8 @@ void check_step(
     const Tensor& thresholds) {
   const int64_t exits = static_cast<int64_t>(engine.token_exits().size());
   check_tensor(thresholds, "thresholds", ScalarType::Float, {exits});
-  if (cache.filled.dim() != 2 || cache.filled.size(1) < 1 || cache.keys.dim() != 3) {
-    fail("filled, keys: expected shapes [E + 1, N] and [L, N * U, K * d]");
-  }
-  const int64_t rows = cache.keys.size(1), num_slots = cache.filled.size(1);
-  if (engine.num_layers() == 0) fail("engine: expected one with blocks");
-  const Attention& attention = engine.blocks()[0].attention;
-  const int64_t of_keys = attention.form.num_kv_heads * attention.head_size;
-  check_tensor(cache.filled, "filled", ScalarType::Long, {exits + 1, num_slots});
-  for (const Tensor& held : {cache.keys, cache.values}) {
-    check_tensor(held, "keys, values", engine.dtype(), {engine.num_layers(), rows, of_keys});
-  }
-  check_tensor(cache.states, "states", engine.dtype(), {rows, engine.hidden_size()});
+  check_cache(engine, cache);
+  const int64_t num_slots = cache.num_slots();
   const int64_t count = slots.numel(), room = cache.num_positions();
   check_tensor(tokens, "tokens", ScalarType::Long, {count});
   check_tensor(slots, "slots", ScalarType::Long, {count});
@@ -211,7 +131,7 @@ void check_step(
       check_number(data<int64_t>(cache.filled)[segment * num_slots + slot], "filled", room + 1);
     }
   }
-  check_blocks(engine, of_keys, longest);
+  check_blocks(engine, longest);
 }
 
 }  // namespace

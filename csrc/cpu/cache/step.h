@@ -1,15 +1,13 @@
 // One step of decoding: a token of each of R sequences, whose keys and values lie in slots of a cache.
-// consistentee_ext/generation/cache.py says what the cache holds, engine.py what a step computes.
+// consistentee_ext/generation/engine.py says what a step computes.
 #pragma once
 
 #include <utility>
 #include <vector>
 
-#include "cpu/layer/layer.h"
+#include "cpu/cache/tokens.h"
 
 namespace consistentee {
-
-class Engine;
 
 // An exit of a decoder: a translator before the last norm, and a policy on the state behind it.
 struct TokenExit {
@@ -22,13 +20,6 @@ struct TokenExit {
 
   // The exit probability of a state [H].
   float probability(const std::vector<float>& state) const;
-};
-
-struct SlotCache {
-  Tensor keys, values;  // [L, N * U, K * d]
-  Tensor states;        // [N * U, H]
-  Tensor filled;        // [E + 1, N] int64
-  int64_t num_positions() const { return keys.size(1) / filled.size(1); }
 };
 
 // States [R, H] behind `last_norm`, and exit layers [R] int64. Tokens, slots and positions [R] int64;

@@ -1,5 +1,6 @@
-// The ops of decoding: an exit of a decoder, and a step.
+// The ops of decoding: an exit of a decoder, prompts, and a step.
 
+#include "cpu/cache/prefill.h"
 #include "cpu/cache/step.h"
 
 #include "cpu/engine.h"
@@ -49,6 +50,22 @@ void engine_add_token_exit(
        torch::stable::clone(score_bias)});
 }
 
+Tensor engine_prefill(
+    int64_t engine,
+    const Tensor& tokens,
+    const Tensor& cu_seqlens,
+    const Tensor& slots,
+    const Tensor& keys,
+    const Tensor& values,
+    const Tensor& states,
+    const Tensor& filled,
+    const Tensor& norm_weight,
+    double norm_eps) {
+  const std::shared_ptr<const Engine> target = find_engine(engine);
+  const Norm norm{norm_weight, std::nullopt, norm_eps};
+  return prefill(*target, tokens, cu_seqlens, slots, {keys, values, states, filled}, norm);
+}
+
 std::tuple<Tensor, Tensor> engine_step(
     int64_t engine,
     const Tensor& tokens,
@@ -78,6 +95,7 @@ std::tuple<Tensor, Tensor> engine_step(
 
 STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
   m.impl("engine_add_token_exit", TORCH_BOX(&consistentee::engine_add_token_exit));
+  m.impl("engine_prefill", TORCH_BOX(&consistentee::engine_prefill));
   m.impl("engine_step", TORCH_BOX(&consistentee::engine_step));
 }
 

@@ -58,6 +58,9 @@ PrepackedLinear::PrepackedLinear(
       bias_(std::move(bias)),
       activation_(activation_of(activation)),
       int8_(std::move(int8)) {
+  int32_t layout = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_layout(weight_.get(), &layout));
+  prepacked_ = layout == aoti_torch_layout__mkldnn();
   if (!int8_) return;
   const int64_t size = int8_->scale.size(0);
   if (weight_.dim() != 2 || weight_.size(1) != size) fail("scale: expected one for each row");
@@ -114,6 +117,9 @@ Product PrepackedLinear::product(const Operand& x) const {
     Tensor rows = int8_product(*x.integers, weight_, *int8_, x.rows.scalar_type());
     return {std::move(rows), x.scales, {data<float>(*sums_), data<float>(*bias_), activation_}};
   }
+  if (!prepacked_ && x.rows.size(0) <= kFewRows) {
+    return Product::of(few_rows_product(x.rows, weight_, bias_, activation_));
+  }
   return Product::of(float_product(x.rows, weight_, bias_, activation_));
 }
 
@@ -132,6 +138,10 @@ Tensor linear(
 
 }  // namespace
 }  // namespace consistentee
+
+STABLE_TORCH_LIBRARY_IMPL(consistentee, CPU, m) {
+  m.impl("linear", TORCH_BOX(&consistentee::linear));
+}
 
 // Prepacked weights are of torch's MKLDNN layout: a call that has one is dispatched by that key.
 STABLE_TORCH_LIBRARY_IMPL(consistentee, MkldnnCPU, m) {

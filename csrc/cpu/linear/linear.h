@@ -1,4 +1,4 @@
-// Matrix products with prepacked weights.
+// Matrix products.
 #pragma once
 
 #include <optional>
@@ -49,8 +49,8 @@ struct Product {
   Tensor finished() const;
 };
 
-// f(x W^T + b): weight [O, I] as consistentee_ext/ops/onednn.py prepacks it, bias [O] or none, with
-// weights of 8 bits in float32.
+// f(x W^T + b): weight [O, I] as consistentee_ext/ops/onednn.py prepacks it, or as the model has it;
+// bias [O] or none, with weights of 8 bits in float32.
 class PrepackedLinear {
  public:
   // Activation: none, gelu, gelu_pytorch_tanh, relu, silu or tanh.
@@ -75,12 +75,26 @@ class PrepackedLinear {
   Tensor weight_;
   std::optional<Tensor> bias_;
   Activation activation_;
+  bool prepacked_;
   std::optional<Int8> int8_;
   std::optional<Tensor>
       sums_;  // [O] float32: of the weights of each output, where they have 8 bits
 };
 
-// f(x W^T + b) of weights in float32 or bfloat16.
+// The rows of a product that goes by weights as the model has them, at most: there its time is about
+// that of reading the weights, and what a row gives does not depend on their number. With more rows
+// oneDNN is faster.
+constexpr int64_t kFewRows = 64;
+
+// f(x W^T + b) of any number of rows, without oneDNN: weight [O, I] and bias [O] as the model has them,
+// x [T, I].
+Tensor few_rows_product(
+    const Tensor& x,
+    const Tensor& weight,
+    const std::optional<Tensor>& bias,
+    Activation activation);
+
+// The same by oneDNN, of weights prepacked or not.
 Tensor float_product(
     const Tensor& x,
     const Tensor& weight,

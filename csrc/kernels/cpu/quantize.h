@@ -4,8 +4,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kernels/approx.h"
-#include "kernels/cpu/table.h"
+#include "kernels/cpu/activation.h"
 
 namespace consistentee::CONSISTENTEE_SIMD {
 namespace {
@@ -64,23 +63,6 @@ void quantize_tokens(
   for (int64_t token = begin; token < end; ++token) {
     const scalar_t* row = x + token * size;
     scales[token] = quantize_row(row, size, range_of(row, size), levels, out + token * size);
-  }
-}
-
-inline float gelu_tanh(float x) {
-  return 0.5f * x * (1.0f + tanh_approx(0.79788456080286536f * (x + 0.044715f * x * x * x)));
-}
-
-// Calls f with an activation as a function of a number.
-template <typename F>
-void with_activation(Activation activation, const F& f) {
-  switch (activation) {
-    case Activation::kNone: return f([](float x) { return x; });
-    case Activation::kGelu: return f([](float x) { return gelu_approx(x); });
-    case Activation::kGeluTanh: return f([](float x) { return gelu_tanh(x); });
-    case Activation::kRelu: return f([](float x) { return x < 0.0f ? 0.0f : x; });
-    case Activation::kSilu: return f([](float x) { return x / (1.0f + exp_approx(-x)); });
-    case Activation::kTanh: return f([](float x) { return tanh_approx(x); });
   }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/cpu/table.h"
 #include "kernels/cpu/attend_head.h"
 #include "kernels/cpu/exit_rows.h"
+#include "kernels/cpu/few_rows_tiles.h"
 #include "kernels/cpu/mean_rows.h"
 #include "kernels/cpu/norm.h"
 #include "kernels/cpu/place.h"
@@ -30,6 +31,7 @@ constexpr Kernels<scalar_t> kKernels{
     quantize_tokens<scalar_t>,
     finish_tokens<scalar_t>,
     requantize_tokens<scalar_t>,
+    multiply_few_rows<scalar_t>,
 };
 
 }  // namespace
@@ -41,6 +43,7 @@ const CpuKernels kernels{
     kKernels<float>,
     kKernels<BFloat16>,
     kKernels<Half>,
+    kTileKernels,
 };
 
 }  // namespace consistentee::CONSISTENTEE_SIMD

@@ -65,6 +65,22 @@ struct Embeddings {
 // Of a product.
 enum class Activation { kNone, kGelu, kGeluTanh, kRelu, kSilu, kTanh };
 
+// Outputs and rows that a product of few rows takes together: its sums stay in a first-level cache.
+constexpr int64_t kOutputTile = 32, kRowTile = 32;
+constexpr int64_t kTileGroup = 16;  // rows of a tile
+
+// out [rows, outputs] = f(x W^T + b): x [rows, inputs], weight [outputs, inputs], bias [outputs] or
+// null.
+template <typename scalar_t>
+struct RowsProduct {
+  const scalar_t* x;
+  int64_t rows, inputs, outputs;
+  const scalar_t* weight;
+  const scalar_t* bias;
+  Activation activation;
+  scalar_t* out;
+};
+
 // A token's numbers are scale * (integer - levels - 1) + centre, with integers from 0 to 2 levels + 1.
 struct TokenScale {
   float scale, centre;
@@ -184,6 +200,20 @@ struct Kernels {
       int64_t begin,
       int64_t end,
       float* scratch);
+  // Outputs [32 begin, 32 end) of a product.
+  void (*multiply_few_rows)(const RowsProduct<scalar_t>& product, int64_t begin, int64_t end);
+};
+
+// A product of few rows in bfloat16 by tiles, of inputs and outputs in multiples of 32; null where the
+// instruction set has none. A processor may lack them all the same.
+struct TileKernels {
+  // Groups [begin, end) of 16 rows of x [rows, inputs], as the product reads them, to `out`, in which
+  // `rows` is rounded up to whole groups.
+  void (*lay_out)(
+      const BFloat16* x, int64_t rows, int64_t inputs, int64_t begin, int64_t end, BFloat16* out);
+  // Outputs [32 begin, 32 end).
+  void (*multiply)(
+      const RowsProduct<BFloat16>& product, const BFloat16* laid_out, int64_t begin, int64_t end);
 };
 
 struct CpuKernels {
@@ -192,6 +222,7 @@ struct CpuKernels {
   Kernels<float> f32;
   Kernels<BFloat16> bf16;
   Kernels<Half> f16;
+  TileKernels tiles;
 };
 
 inline int64_t exit_scratch(const ExitHead& head) {
