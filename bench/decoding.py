@@ -62,11 +62,13 @@ def main() -> None:
 def measure(engine: str, batch: int, options: argparse.Namespace) -> Json:
     """Seconds of prefill and of decoding, and peak memory."""
     if engine == "llama.cpp":
-        command = llama_command(*options.llama, batch, PROMPT, options.new, options.threads)
+        program, gguf = options.llama
+        command = llama_command(program, gguf, batch, PROMPT, options.new, options.threads)
         output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         return llama_figures(output)
     if engine == "openvino":
-        command = openvino_command(*options.openvino, batch, PROMPT, options)
+        python, folder = options.openvino
+        command = openvino_command(python, folder, batch, PROMPT, options)
     else:
         run = Path(__file__).with_name("decoding_run.py")
         command = [sys.executable, str(run), engine, str(options.model), options.dtype]

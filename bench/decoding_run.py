@@ -7,7 +7,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from decoding import peak_mebibytes
@@ -90,7 +90,7 @@ def ours(engine: str, folder: Path, dtype: torch.dtype, ids: Tensor, new: int) -
 
 def published(engine: str, folder: Path, dtype: torch.dtype, ids: Tensor, new: int) -> Json:
     """One row at a time, in eager PyTorch, skipped layers' keys and values at once."""
-    model = with_exits(folder)
+    model: Any = with_exits(folder)
     rule = ThresholdsRule(calibrated(model))
     decoder: Any = None
 
@@ -167,21 +167,25 @@ class Watching:
     """No token leaves; what policies say is kept."""
 
     probabilities: dict[int, list[Tensor]] = field(default_factory=dict)
-    reads_logits: ClassVar[bool] = False
 
     def __call__(self, arrival: Arrival) -> Tensor:
         found = arrival.policy_logits.sigmoid()
         self.probabilities.setdefault(arrival.layer, []).append(found)
         return torch.zeros_like(found, dtype=torch.bool)
 
+    def reads_logits(self, layer: int) -> bool:
+        return False
+
 
 @dataclass
 class ThresholdsRule:
     thresholds: dict[int, float]
-    reads_logits: ClassVar[bool] = False
 
     def __call__(self, arrival: Arrival) -> Tensor:
         return PolicyRule(self.thresholds[arrival.layer])(arrival)
+
+    def reads_logits(self, layer: int) -> bool:
+        return False
 
 
 if __name__ == "__main__":

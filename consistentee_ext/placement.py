@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ def place(part: Part, device: torch.device) -> Part:
     """A stack or exits on a device, through dataclasses, named tuples, tuples and mappings; what
     has one place in the part has one there. A module is moved, all else is copied.
     """
-    placed: dict[int, object] = {}
+    placed: dict[int, Any] = {}
 
-    def inner(value: object) -> object:
+    def inner(value: Any) -> Any:
         if id(value) not in placed:
             placed[id(value)] = move(value)
         return placed[id(value)]

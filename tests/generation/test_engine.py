@@ -140,7 +140,7 @@ def test_bit_for_bit_in_any_company(dtype: torch.dtype, data: st.DataObject) -> 
     """
     layers = data.draw(st.sampled_from([1, 2, 4]), label="layers")
     exits = list(range(1, layers))
-    sizes = {"num_hidden_layers": layers, "intermediate_size": 64, "vocab_size": 96}
+    sizes: dict[str, Any] = {"num_hidden_layers": layers, "intermediate_size": 64, "vocab_size": 96}
     model: Any = tiny_causal_lm(decoder=sizes, exit_layers=exits) if exits else None
     engine = engine_of(model or tiny_decoder(**sizes), dtype=dtype)
     lengths = data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=9), label="lengths")
