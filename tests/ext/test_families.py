@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import Device
-from support.family_cases import CASES, FIELDS, VOCABULARY, blown_up, classifier, config_of
+from support.family_cases import (
+    CASES,
+    FIELDS,
+    VOCABULARY,
+    blown_up,
+    classifier,
+    config_of,
+    sixteen_bit_errors,
+)
 from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, FNetConfig
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -118,11 +126,7 @@ def test_sixteen_bits_are_as_near_as_hugging_faces(case: str) -> None:
     errors = torch.zeros(2)
     for seed in range(3):
         model, batch = classifier(case, seed), batch_of(case, [5, 9, 17, 30, 12, 20, 8, 3], seed)
-        with torch.no_grad():
-            exact = model(**batch).logits
-            found = FastEarlyExitEncoder(model, dtype=torch.bfloat16)(**batch).logits
-            eager = model.bfloat16()(**batch).logits.float()
-        errors += torch.stack([(found - exact).abs().mean(), (eager - exact).abs().mean()])
+        errors += sixteen_bit_errors(model, batch)
     assert errors[0] <= 1.5 * errors[1]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from support.fake_device import Device
-from support.family_cases import VOCABULARY, blown_up
+from support.family_cases import VOCABULARY, blown_up, sixteen_bit_errors
 from support.generic_cases import BACKBONES, CASES, classifier, config_of
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification
@@ -120,11 +120,7 @@ def test_sixteen_bits_are_as_near_as_hugging_faces(case: str) -> None:
     errors = torch.zeros(2)
     for seed in range(3):
         model, batch = classifier(case, seed), batch_of(case, [5, 9, 17, 30, 12, 20, 8, 3], seed)
-        with torch.no_grad():
-            exact = model(**batch).logits
-            found = FastEarlyExitEncoder(model, dtype=torch.bfloat16)(**batch).logits
-            eager = model.bfloat16()(**batch).logits.float()
-        errors += torch.stack([(found - exact).abs().mean(), (eager - exact).abs().mean()])
+        errors += sixteen_bit_errors(model, batch)
     assert errors[0] <= 1.5 * errors[1]
 
 

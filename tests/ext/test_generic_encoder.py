@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.family_cases import VOCABULARY, blown_up
-from support.generic_cases import BACKBONES, CASES, classifier, classifier_of, config_of
+from support.family_cases import VOCABULARY, blown_up, classifier_of
+from support.generic_cases import BACKBONES, CASES, classifier, config_of
 from transformers import AutoModel
 
 from consistentee.model.modeling import ConsistentEEForSequenceClassification

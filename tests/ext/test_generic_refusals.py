@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.family_cases import DECODER, FIELDS
-from support.generic_cases import MOE, classifier, classifier_of
+from support.family_cases import DECODER, FIELDS, classifier_of
+from support.generic_cases import MOE, classifier
 from torch import nn
 from transformers import AttentionMaskInterface, AutoConfig
 

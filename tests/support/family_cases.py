@@ -9,6 +9,8 @@ from support.models import scramble
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
+from consistentee_ext import FastEarlyExitEncoder
+
 VOCABULARY, PAD = 60, 1
 FIELDS: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -161,9 +163,20 @@ def config_of(case: str) -> Any:
     return AutoConfig.for_model(kind, **(FIELDS | changes))
 
 
-def classifier(case: str, seed: int = 0) -> Any:
-    torch.manual_seed(0)  # sinusoids aside, every weight is drawn again
-    model = AutoModelForSequenceClassification.from_config(
-        config_of(case), attn_implementation="eager"
-    )
+def classifier_of(config: Any, seed: int = 0) -> Any:
+    torch.manual_seed(0)  # tables aside, every weight is drawn again
+    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
     return blown_up(model, seed)
+
+
+def classifier(case: str, seed: int = 0) -> Any:
+    return classifier_of(config_of(case), seed)
+
+
+def sixteen_bit_errors(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Mean distance of bfloat16 logits to float32 ones, ours and Hugging Face's, ``[2]``."""
+    with torch.no_grad():
+        exact = model(**batch).logits
+        found = FastEarlyExitEncoder(model, dtype=torch.bfloat16)(**batch).logits
+        eager = model.bfloat16()(**batch).logits.float()
+    return torch.stack([(found - exact).abs().mean(), (eager - exact).abs().mean()])

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from support.family_cases import DECODER, FIELDS, blown_up
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from support.family_cases import DECODER, FIELDS, classifier_of
+from transformers import AutoConfig
 
 MOE: dict[str, Any] = {
     "num_experts": 4,
@@ -112,12 +111,6 @@ BACKBONES: dict[str, tuple[str, dict[str, Any]]] = {
 def config_of(case: str) -> Any:
     kind, changes = (CASES | BACKBONES)[case]
     return AutoConfig.for_model(kind, **(FIELDS | changes))
-
-
-def classifier_of(config: Any, seed: int = 0) -> Any:
-    torch.manual_seed(0)  # tables aside, every weight is drawn again
-    model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
-    return blown_up(model, seed)
 
 
 def classifier(case: str, seed: int = 0) -> Any:
